@@ -1,0 +1,1 @@
+"""The atomic core: one Lua script per verb. ``seckill.scripts`` loads the files beside this one."""

@@ -1,0 +1,33 @@
+--[[
+begin_payment: the buyer is on the way to the cashier: a held order becomes paying, with a new
+deadline. Repeating it changes nothing. An overdue hold is refused even before the sweep took it.
+
+KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
+ARGV     [1] format  [2] order id  [3] buyer, or empty for the backend
+Returns  {status, sale time ms, record}
+Events   paying
+
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, UNKNOWN_ORDER, ALREADY (paying), CONFIRMED, REFUNDED,
+RELEASED, EXPIRED, DONE.
+]]
+--@include "lib/status"
+--@include "lib/sale"
+--@include "lib/record"
+local format, id, buyer = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local sale, refusal = read_sale(format)
+if not sale then return { refusal, 0, '' } end
+read_clock(sale)
+local order, text = find_order(id, buyer)
+if not order then return { STATUS.UNKNOWN_ORDER, sale.now_ms, '' } end
+if order.state == 'p' then return { STATUS.ALREADY, sale.now_ms, text } end
+if order.state ~= 'h' then return { SETTLED_STATUS[order.state], sale.now_ms, text } end
+if sale.origin_ms + order.deadline <= sale.now_ms then
+  return { STATUS.EXPIRED, sale.now_ms, text }
+end
+redis.call('LLEN', KEYS[6])
+order.state = 'p'
+order.deadline = sale.now_ms + sale.pay_ms - sale.origin_ms
+local record = write_order(sale, id, order, 'paying', '')
+redis.call('RPUSH', KEYS[6], id)
+write_sale(sale)
+return { STATUS.DONE, sale.now_ms, record }

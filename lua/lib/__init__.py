@@ -1,0 +1,1 @@
+"""Fragments shared by the scripts: included by ``seckill.scripts``, never run alone."""

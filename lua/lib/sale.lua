@@ -1,0 +1,85 @@
+-- The sale's header: read once at the top of every verb, its seq and clock written once at the end.
+
+local FORMAT = 1
+
+-- Returns the header as a table, or nil and the refusal that no verb gets past.
+local function read_sale(format)
+  local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
+    'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
+    'clock_jump_ms', 'definition_id', 'reason')
+  if not h[1] then return nil, STATUS.UNKNOWN_SALE end
+  if tonumber(h[1]) ~= FORMAT or format ~= FORMAT then return nil, STATUS.UPGRADE_NEEDED end
+  return {
+    state = h[2], seq = tonumber(h[3]), last_ms = tonumber(h[4]), origin_ms = tonumber(h[5]),
+    opens_ms = tonumber(h[6]), ends_ms = tonumber(h[7]), hold_ms = tonumber(h[8]),
+    pay_ms = tonumber(h[9]), limit_per_order = tonumber(h[10]), limit_per_buyer = tonumber(h[11]),
+    max_lapsed = tonumber(h[12]), clock_jump_ms = tonumber(h[13]), definition_id = h[14],
+    reason = h[15] or '',
+  }
+end
+
+-- Units held over all SKUs. Only read on rare paths: a jump of the clock, a closed sale.
+local function units_held()
+  local fields, held = redis.call('HGETALL', KEYS[2]), 0
+  for i = 1, #fields, 2 do
+    if string.sub(fields[i], -5) == ':held' then held = held + tonumber(fields[i + 1]) end
+  end
+  return held
+end
+
+-- Sets sale.now_ms: Redis TIME, never before the last time this sale has seen. A step forward of
+-- more than clock_jump_ms while units are held sets sale.jumped instead and keeps the old time, so
+-- that a wrong clock (or a long outage) cannot expire every hold at once.
+local function read_clock(sale)
+  local time = redis.call('TIME')
+  local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  if now_ms < sale.last_ms then now_ms = sale.last_ms end
+  sale.wall_ms = now_ms
+  if sale.last_ms > 0 and now_ms - sale.last_ms > sale.clock_jump_ms and units_held() > 0 then
+    sale.jumped = true
+    now_ms = sale.last_ms
+  end
+  sale.now_ms = now_ms
+end
+
+-- Appends one event under a field that names its subject: an order id, or "sale". The entry's id is
+-- "<sale time>-<seq>": seq is dense and costs no field.
+local function emit(sale, subject, text)
+  sale.seq = sale.seq + 1
+  redis.call('XADD', KEYS[7], sale.now_ms .. '-' .. sale.seq, subject, text)
+end
+
+-- Whether a server at maxmemory lets a script write is decided by the script's first write. HDEL is
+-- always allowed, so verbs that free units and take money begin with one that does nothing.
+local function write_even_when_full()
+  redis.call('HDEL', KEYS[1], '-')
+end
+
+-- Ends every verb that has emitted.
+local function write_sale(sale)
+  redis.call('HSET', KEYS[1], 'seq', sale.seq, 'last_ms', sale.now_ms)
+end
+
+-- Stops new orders because the clock jumped. Only a human knows whether the holds should lapse.
+local function pause_for_jump(sale)
+  if sale.state ~= 'open' then return end
+  sale.state = 'paused'
+  redis.call('HSET', KEYS[1], 'state', 'paused', 'reason', 'clock_jump')
+  emit(sale, 'sale', 'paused|clock_jump')
+  write_sale(sale)
+end
+
+-- A closed sale is settled once nothing is held any more: what is left is unsold for good.
+local function settle_if_done(sale)
+  if sale.state ~= 'closed' or units_held() > 0 then return end
+  sale.state = 'settled'
+  redis.call('HSET', KEYS[1], 'state', 'settled')
+  local unsold, index = {}, 0
+  while true do
+    local available = redis.call('HGET', KEYS[2], index .. ':available')
+    if not available then break end
+    if tonumber(available) > 0 then unsold[#unsold + 1] = index .. ':' .. available end
+    index = index + 1
+  end
+  emit(sale, 'sale', 'settled|' .. table.concat(unsold, ','))
+end

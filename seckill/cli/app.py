@@ -1,0 +1,76 @@
+"""The tree of commands, and the one place where an exception becomes a line and an exit code."""
+
+from __future__ import annotations
+
+import io
+import sys
+import traceback
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seckill.cli import demo, inspect, orders, sales, serve, stock, verify
+from seckill.cli.output import complain, version_text
+from seckill.errors import InvalidInput, SeckillError
+
+__all__ = ["app", "run"]
+
+app = typer.Typer(
+    name="seckill",
+    help="Flash sales that neither oversell nor lose an order.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("serve")(serve.serve)
+app.add_typer(sales.app, name="sale", help="Create, open, pause, close and show sales.")
+app.add_typer(stock.app, name="stock", help="Show, add and take units while a sale runs.")
+app.add_typer(orders.app, name="order", help="Look at one order, or move it along by hand.")
+app.command("inspect")(inspect.inspect)
+app.command("verify")(verify.verify)
+app.command("demo")(demo.demo)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(version_text())
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool,
+        typer.Option("--version", is_eager=True, callback=_show_version, help="Show the version."),
+    ] = False,
+) -> None:
+    """Flash sales that neither oversell nor lose an order."""
+
+
+def run() -> int:
+    """Runs the command that argv names, and says in one line what went wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            # A title or a price that a terminal's old encoding lacks must not end the command.
+            stream.reconfigure(errors="replace")
+    try:
+        app(prog_name="seckill")
+    except InvalidInput as error:
+        return complain(str(error), code=2)
+    except SeckillError as error:
+        return complain(str(error), code=1)
+    except KeyboardInterrupt:
+        return complain("interrupted", code=130)
+    except BrokenPipeError:
+        # The reader (head, less) has gone; flushing the rest at exit would raise once more.
+        sys.stdout = io.TextIOWrapper(io.BytesIO())
+        return 1
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    except Exception as error:  # noqa: BLE001 - a bug; a traceback would help nobody at the mall
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        where = f"{Path(frame.filename).name}:{frame.lineno}"
+        return complain(f"a bug, please report it: {error!r} at {where}", code=1)
+    return 0

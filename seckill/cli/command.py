@@ -1,0 +1,161 @@
+"""Turns an async function of an engine into a command: here are the options that every such command
+shares, and here an engine is opened.
+
+    @app.command("show")
+    @on_engine
+    async def show(engine: Engine, out: Output, sale: SaleId) -> int: ...
+
+The command's own arguments follow ``engine`` and ``out``; the answer is the exit code.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+from collections.abc import Callable, Coroutine
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import msgspec
+import typer
+
+from seckill.cli.output import Output
+from seckill.engine import Engine
+from seckill.errors import InvalidInput
+
+__all__ = [
+    "AllowUnverified",
+    "DataDir",
+    "Durability",
+    "DurabilityOption",
+    "Json",
+    "RedisUrl",
+    "SaleId",
+    "Target",
+    "on_engine",
+]
+
+REDIS_ENV = "SECKILL_REDIS"
+DATA_ENV = "SECKILL_DATA"
+_PANEL = "Server"
+
+
+class Durability(StrEnum):
+    """The engine's durability, in the form that typer shows as a choice."""
+
+    AOF = "aof"
+    MEMORY = "memory"
+
+
+SaleId = Annotated[str, typer.Argument(metavar="SALE", help="The sale's id.")]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+RedisUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--redis",
+        metavar="URL",
+        help=f"Redis or Valkey: redis://…, rediss://… or unix://… (or set {REDIS_ENV}).",
+        rich_help_panel=_PANEL,
+    ),
+]
+DataDir = Annotated[
+    Path | None,
+    typer.Option(
+        "--embedded",
+        metavar="DIR",
+        help=f"A server of our own, with its data in DIR (or set {DATA_ENV}).",
+        rich_help_panel=_PANEL,
+    ),
+]
+DurabilityOption = Annotated[
+    Durability,
+    typer.Option(
+        help="aof: every order is on disk before it is acknowledged. memory: a crash may lose some.",
+        rich_help_panel=_PANEL,
+    ),
+]
+AllowUnverified = Annotated[
+    bool,
+    typer.Option(
+        "--allow-unverified",
+        help="Accept a managed server that hides its configuration.",
+        rich_help_panel=_PANEL,
+    ),
+]
+
+
+class Target(msgspec.Struct, frozen=True):
+    """The server a command talks to, as its options name it."""
+
+    redis: str | None = None
+    embedded: Path | None = None
+    durability: Durability = Durability.AOF
+    allow_unverified: bool = False
+
+    def engine(self, **options: Any) -> Engine:
+        """An engine that is not started yet. Raises InvalidInput unless one server is named."""
+        url, data_dir = self.redis, self.embedded
+        if url is None and data_dir is None:
+            # An option beats the environment, so both variables may stay set for good.
+            url = os.environ.get(REDIS_ENV) or None
+            if url is None and (directory := os.environ.get(DATA_ENV)):
+                data_dir = Path(directory)
+        options |= {
+            "durability": self.durability.value,
+            "allow_unverified": self.allow_unverified,
+        }
+        if url is not None and data_dir is not None:
+            raise InvalidInput("--redis, --embedded", "are both given", "give one of the two")
+        if url is not None:
+            return Engine(url, **options)
+        if data_dir is not None:
+            return Engine.embedded(data_dir, **options)
+        raise InvalidInput(
+            "server",
+            "is not named",
+            f"give --redis URL or --embedded DIR, or set {REDIS_ENV} or {DATA_ENV}",
+        )
+
+
+def _shared(
+    redis: RedisUrl = None,
+    embedded: DataDir = None,
+    durability: DurabilityOption = Durability.AOF,
+    allow_unverified: AllowUnverified = False,
+    json: Json = False,
+) -> None:
+    """Carries the options of every command on an engine; its signature is all there is to it."""
+
+
+def on_engine(command: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., None]:
+    """A command that opens an engine, runs ``command(engine, out, …)`` and exits with its answer.
+
+    The engine does not sweep: a command that lives for a moment has no part in the deadlines.
+    """
+
+    def run(*, redis: str | None, embedded: Path | None, json: bool, **given: Any) -> None:
+        target = Target(redis, embedded, given.pop("durability"), given.pop("allow_unverified"))
+
+        async def main() -> int:
+            async with target.engine(sweep_ms=0) as engine:
+                return await command(engine, Output(json=json), **given)
+
+        if code := asyncio.run(main()):
+            raise typer.Exit(code)
+
+    # Typer reads a command's options from its signature, so this one is put together.
+    parameters = [
+        parameter.replace(annotation=hints[parameter.name])
+        for function in (command, _shared)
+        for hints in (get_type_hints(function, include_extras=True),)
+        for parameter in inspect.signature(function).parameters.values()
+        if parameter.name not in ("engine", "out")
+    ]
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    run.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+        [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in parameters]
+    )
+    return run

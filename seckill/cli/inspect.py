@@ -1,0 +1,70 @@
+"""``seckill inspect``: what a sale is made of in Redis, for the person on duty."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from rich.text import Text
+
+from seckill import redis as servers
+from seckill.cli.command import SaleId, on_engine
+from seckill.cli.output import Output, new_table
+from seckill.cli.stock import stock_table
+from seckill.engine import Engine
+from seckill.keys import shard_keys
+
+__all__ = ["inspect"]
+
+
+@on_engine
+async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
+    """Show a sale's snapshot, the memory of its keys and the lag of its consumer groups."""
+    definition, snapshot = await engine.sale(sale), await engine.snapshot(sale)
+    pool = servers.connect_pool(engine.url, connections=1, timeout_s=5.0)
+    try:
+        client = servers.connect_client(pool)
+        facts: dict[str, Any] = await client.info("memory")
+        keys = {key: await client.memory_usage(key) or 0 for key in shard_keys(sale)}
+        # EXISTS first: XINFO raises where there is no stream.
+        groups: Any = await client.xinfo_groups(shard_keys(sale)[-1])
+    finally:
+        await pool.disconnect()
+    lags = [
+        {
+            "group": group["name"].decode(),
+            "consumers": group["consumers"],
+            "pending": group["pending"],
+            "lag": group.get("lag"),  # None before Redis 7
+        }
+        for group in groups
+    ]
+    data = {
+        "snapshot": snapshot,
+        "phase": snapshot.phase,
+        "server_version": engine.facts.version if engine.facts else "",
+        "unverified": engine.facts.unverified if engine.facts else (),
+        "memory_bytes": keys,
+        "used_memory_bytes": facts["used_memory"],
+        "maxmemory_bytes": facts.get("maxmemory", 0),
+        "groups": lags,
+    }
+    memory = new_table("key", ">bytes, about")
+    for key, size in keys.items():
+        memory.add_row(Text(key), f"{size:,}")
+    lag_table = new_table("consumer group", ">consumers", ">pending", ">entries behind")
+    for group in lags:
+        behind = "?" if group["lag"] is None else f"{group['lag']:,}"
+        row = (f"{group['consumers']:,}", f"{group['pending']:,}", behind)
+        lag_table.add_row(Text(group["group"]), *row)
+    limit = data["maxmemory_bytes"]
+    summary = (
+        f"{snapshot.sale}  {snapshot.phase}  seq {snapshot.seq:,}\n"
+        f"orders {snapshot.orders:,}  buyers {snapshot.buyers:,}  "
+        f"stream entries {snapshot.entries:,}  "
+        f"in the deadline queues {snapshot.holds_queue:,} + {snapshot.paying_queue:,}\n"
+        f"server {data['server_version']}, {facts['used_memory']:,} bytes used of "
+        f"{f'{limit:,}' if limit else 'no limit'}\n"
+    )
+    shown = lag_table if lags else "no consumer groups: nobody reads this sale's events"
+    out.answer(data, summary, stock_table(definition, snapshot), "", memory, "", shown)
+    return 0

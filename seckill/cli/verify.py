@@ -1,0 +1,59 @@
+"""``seckill verify``: replays a sale's events and says whether every promise was kept."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.text import Text
+
+from seckill.cli.command import SaleId, on_engine
+from seckill.cli.output import Output, complain
+from seckill.engine import Engine
+from seckill.verify import Verdict, Violation
+from seckill.verify import verify as replay
+
+__all__ = ["verdict_data", "verify", "violation_text"]
+
+
+@on_engine
+async def verify(
+    engine: Engine,
+    out: Output,
+    sale: SaleId,
+    all_: Annotated[
+        bool, typer.Option("--all", help="List every violation, not just the first.")
+    ] = False,
+) -> int:
+    """Prove from the event stream that nothing was oversold, undersold or lost."""
+    verdict = await replay(engine, sale)
+    counted = f"{verdict.events:,} events, {verdict.orders:,} orders"
+    if verdict.ok:
+        shown = Text.assemble(("✓ ", "green"), f"sale {sale}: no violation in {counted}")
+        out.answer(verdict_data(verdict), shown)
+        return 0
+    if out.json:
+        out.answer(verdict_data(verdict))
+        return 1
+    for violation in verdict.violations if all_ else verdict.violations[:1]:
+        complain(violation_text(violation), code=1)
+    hidden = len(verdict.violations) - 1
+    more = f"; {hidden} more with --all" if hidden and not all_ else ""
+    return complain(f"sale {sale} breaks a promise ({counted}{more})", code=1)
+
+
+def violation_text(violation: Violation) -> str:
+    """A violation in one line."""
+    where = f"event {violation.seq}" if violation.seq else "at the end"
+    return f"violation: {violation.rule}: {violation.text} ({where})"
+
+
+def verdict_data(verdict: Verdict) -> dict[str, object]:
+    """A verdict for programs."""
+    return {
+        "ok": verdict.ok,
+        "sale": verdict.sale,
+        "events": verdict.events,
+        "orders": verdict.orders,
+        "violations": verdict.violations,
+    }

@@ -1,0 +1,551 @@
+"""The facade: everything a mall calls. One engine belongs to one event loop; any number of engines,
+in any number of processes, may serve the same sales.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator, Mapping
+from functools import partial
+from pathlib import Path
+from time import monotonic
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Final, Self
+
+import msgspec
+
+from seckill import order as orders
+from seckill import redis as servers
+from seckill.errors import (
+    EngineClosed,
+    InvalidInput,
+    OutcomeUnknown,
+    RedisUnavailable,
+    UnknownSale,
+)
+from seckill.keys import SALES, shard_keys
+from seckill.lane import BACKOFF_MAX_S, BACKOFF_MIN_S, Lane
+from seckill.order import Order, Outcome
+from seckill.reaper import Reaper
+from seckill.sale import Sale, check_attrs, check_buyer, check_key, check_payment, check_sale_id
+from seckill.scripts import FORMAT, script
+from seckill.snapshot import Snapshot, read_snapshot
+from seckill.status import Status
+from seckill.stream import Event, consume, read_all
+
+if TYPE_CHECKING:
+    from redis.asyncio import ConnectionPool, Redis
+
+    from seckill.embedded import EmbeddedServer
+
+__all__ = ["Engine", "StockOutcome"]
+
+CLOCK_JUMP_MS: Final = 600_000
+REASON_MAX: Final = 200
+
+
+class StockOutcome(msgspec.Struct, frozen=True):
+    """The answer to add_stock, with the SKU's units as they are now."""
+
+    status: Status
+    available: int
+    total: int
+
+    @property
+    def ok(self) -> bool:
+        """Whether what was asked for now holds."""
+        return self.status.ok
+
+
+class _Shard:
+    """What this process knows of one sale: its definition, which never changes, and its lane."""
+
+    def __init__(self, sale: Sale, origin_ms: int) -> None:
+        self.sale = sale
+        self.origin_ms = origin_ms
+        self.keys = shard_keys(sale.id)
+        self.lane: Lane | None = None
+        self.starting = asyncio.Lock()
+
+
+class Engine:
+    """Sells units and never one too many.
+
+    ``durability="aof"`` demands a server that has every acknowledged order on disk;
+    ``"memory"`` accepts that a crash may lose acknowledged orders. ``timeout_ms`` is how long a
+    call may take before its outcome is called unknown. ``lane_depth`` bounds the orders that wait,
+    ``batch_max`` those of one script call. ``sweep_ms`` is the pause between two sweeps of the
+    deadlines; 0 leaves sweeping to other processes.
+
+    Used as an async context manager, or with ``start`` and ``aclose``.
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        durability: servers.Durability = "aof",
+        allow_unverified: bool = False,
+        timeout_ms: int = 3_000,
+        lane_depth: int = 10_000,
+        batch_max: int = 256,
+        sweep_ms: int = 500,
+    ) -> None:
+        for name, value, low, high in (
+            ("timeout_ms", timeout_ms, 1, 600_000),
+            ("lane_depth", lane_depth, 1, 1_000_000),
+            ("batch_max", batch_max, 1, 1_000),
+            ("sweep_ms", sweep_ms, 0, 60_000),
+        ):
+            if type(value) is not int or not low <= value <= high:
+                raise InvalidInput(name, f"{value!r} is out of range", f"pass {low} to {high}")
+        if durability not in ("aof", "memory"):
+            raise InvalidInput("durability", f"{durability!r} is unknown", 'pass "aof" or "memory"')
+        self.url = url
+        self._durability = durability
+        self._allow_unverified = allow_unverified
+        self._timeout_ms = timeout_ms
+        self._lane_depth = lane_depth
+        self._batch_max = batch_max
+        self._sweep_ms = sweep_ms
+        self._server: EmbeddedServer | None = None
+        self._pool: ConnectionPool | None = None
+        self._client: Redis | None = None
+        self._shards: dict[str, _Shard] = {}
+        self._reaper: Reaper | None = None
+        self.facts: servers.ServerFacts | None = None
+
+    @classmethod
+    def embedded(cls, data_dir: str | Path, **options: Any) -> Self:
+        """An engine with a server of its own, whose data lives in ``data_dir``.
+
+        Takes the options of ``Engine``. Needs the extra ``embedded``, or a server named by
+        SECKILL_REDIS_SERVER or found on PATH. Raises EmbeddedError at start.
+        """
+        from seckill.embedded import EmbeddedServer
+
+        engine = cls("", **options)
+        fsync = "always" if engine._durability == "aof" else "everysec"
+        engine._server = EmbeddedServer(data_dir, appendfsync=fsync)
+        return engine
+
+    async def __aenter__(self) -> Self:
+        await self.start()
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    async def start(self) -> None:
+        """Connects and checks the server.
+
+        Raises UnsuitableServer, RedisUnavailable, EmbeddedError or InvalidInput (the URL).
+        """
+        if self._client is not None:
+            return
+        if self._server is not None:
+            self.url = await asyncio.to_thread(self._server.start)
+        try:
+            # No timeout of redis-py's: every call and every batch here has one of its own.
+            self._pool = servers.connect_pool(self.url, connections=32, timeout_s=None)
+            client = servers.connect_client(self._pool)
+            async with asyncio.timeout(max(servers.CONNECT_SECONDS, self._timeout_ms / 1000)):
+                self.facts = await servers.check_server(
+                    client, self._durability, allow_unverified=self._allow_unverified
+                )
+        except BaseException as error:
+            await self.aclose()
+            if isinstance(error, TimeoutError):
+                raise RedisUnavailable("the server does not answer") from None
+            raise
+        self._client = client
+        if self._sweep_ms:
+            self._reaper = Reaper(self._expire, self._unsettled, interval_ms=self._sweep_ms)
+            self._reaper.start()
+
+    async def aclose(self) -> None:
+        """Answers what waits, then disconnects and stops an embedded server. Can be repeated."""
+        if self._reaper is not None:
+            await self._reaper.stop()
+            self._reaper = None
+        shards, self._shards = list(self._shards.values()), {}
+        self._client = None
+        await asyncio.gather(*(shard.lane.aclose() for shard in shards if shard.lane))
+        if self._pool is not None:
+            await self._pool.disconnect()
+            self._pool = None
+        if self._server is not None:
+            await asyncio.to_thread(self._server.stop)
+
+    # -- a sale's life ------------------------------------------------------------------------
+
+    async def create(self, sale: Sale) -> Outcome:
+        """Writes a sale. CREATED, EXISTS (the same definition), CONFLICT (another one)."""
+        client, facts = self._ready()
+        # First into the list: a listed sale that does not exist is harmless, the reverse is not.
+        await self._attempt(lambda: client.sadd(SALES, sale.id))
+        items = [part for item in sale.items for part in (item.total, item.limit_per_buyer)]
+        reply = await self._run(
+            "create",
+            shard_keys(sale.id),
+            sale.definition_id,
+            sale.definition(),
+            facts.run_id if facts else "",
+            sale.opens_ms,
+            sale.ends_ms,
+            sale.hold_ms,
+            sale.pay_ms,
+            sale.limit_per_order,
+            sale.limit_per_buyer,
+            sale.max_lapsed,
+            CLOCK_JUMP_MS,
+            *items,
+        )
+        return Outcome(Status(reply[0]))
+
+    async def open(self, sale: str) -> Outcome:
+        """Lets a created sale sell from its opens_at on. DONE, ALREADY, PAUSED or CLOSED."""
+        return await self._on_sale("open", sale)
+
+    async def pause(self, sale: str, reason: str = "") -> Outcome:
+        """Stops new orders; held ones can still be paid. DONE, ALREADY, NOT_OPEN or CLOSED."""
+        if len(reason) > REASON_MAX or not reason.isprintable():
+            raise InvalidInput(
+                "reason", "is too long or has control characters", f"write up to {REASON_MAX}"
+            )
+        return await self._on_sale("pause", sale, reason)
+
+    async def resume(self, sale: str) -> Outcome:
+        """Lets a paused sale sell again. DONE, ALREADY, NOT_OPEN or CLOSED."""
+        return await self._on_sale("resume", sale)
+
+    async def close(self, sale: str) -> Outcome:
+        """Ends a sale for good; it is settled once no unit is held. DONE or ALREADY."""
+        return await self._on_sale("close", sale)
+
+    async def sales(self) -> list[str]:
+        """The ids of all sales on this server, sorted."""
+        client, _ = self._ready()
+        members: Any = await self._attempt(lambda: client.smembers(SALES))
+        return sorted(member.decode() for member in members)
+
+    async def sale(self, sale: str) -> Sale:
+        """A sale's definition. Raises UnknownSale."""
+        return (await self._shard(sale)).sale
+
+    async def snapshot(self, sale: str) -> Snapshot:
+        """One consistent picture of a sale. Raises UnknownSale."""
+        shard = await self._shard(sale)
+        reply = await self._run("inspect", shard.keys)
+        if reply[0] == Status.UNKNOWN_SALE:
+            raise UnknownSale(sale)
+        return read_snapshot(shard.sale, reply)
+
+    async def add_stock(self, sale: str, sku: str, units: int, *, key: str) -> StockOutcome:
+        """Adds units to a SKU, or takes some away when negative, while the sale runs.
+
+        ``key`` names this change, so that repeating it changes nothing. DONE, ALREADY, CONFLICT,
+        BELOW_COMMITTED, TOO_MANY_UNITS, UNKNOWN_SKU, CLOSED or UNKNOWN_SALE.
+        """
+        check_key(key, "key")
+        if type(units) is not int or units == 0 or abs(units) > 10**9:
+            raise InvalidInput("units", f"{units!r} is not a change", "pass a whole number, not 0")
+        try:
+            shard = await self._shard(sale)
+        except UnknownSale:
+            return StockOutcome(Status.UNKNOWN_SALE, 0, 0)
+        index = shard.sale.sku_index.get(sku)
+        if index is None:
+            return StockOutcome(Status.UNKNOWN_SKU, 0, 0)
+        reply = await self._run(
+            "add_stock", shard.keys, shard.sale.definition_id, index, units, key
+        )
+        return StockOutcome(Status(reply[0]), reply[2], reply[3])
+
+    # -- an order's life ----------------------------------------------------------------------
+
+    async def reserve(
+        self, sale: str, buyer: str, key: str, items: Mapping[str, int], *, attrs: str = ""
+    ) -> Outcome:
+        """Holds units for a buyer until the order's deadline.
+
+        ``buyer`` is the mall's opaque id of the buyer, ``key`` the idempotency key of this wish,
+        ``items`` maps SKU to units, ``attrs`` (512 bytes at most) travels in the event untouched.
+        The identical call may be repeated blindly: it answers EXISTS with the same order.
+
+        Returns CREATED or EXISTS with the order, or a refusal in the precedence of reserve.lua.
+        Raises InvalidInput, Overloaded, OutcomeUnknown, RedisUnavailable, ServerFull.
+        """
+        check_buyer(buyer, "buyer")
+        check_key(key, "key")
+        if attrs:
+            check_attrs(attrs, "attrs")
+        for _ in range(2):
+            try:
+                shard = self._shards.get(sale) or await self._shard(sale)
+            except UnknownSale:
+                return Outcome(Status.UNKNOWN_SALE)
+            lane = shard.lane or await self._open_lane(shard)
+            order = orders.order_id(sale, buyer, key)
+            cart = orders.cart_text(shard.sale, items)
+            answer, deadline_ms = await lane.submit(
+                order, buyer, orders.attrs_print(attrs), cart, attrs
+            )
+            if answer == Status.CREATED:
+                return Outcome(
+                    Status.CREATED, _new_order(shard.sale, order, buyer, items, deadline_ms)
+                )
+            if isinstance(answer, bytes):
+                return Outcome(Status.EXISTS, self._decode(shard, order, answer))
+            if answer != Status.STALE_DEFINITION:
+                return Outcome(Status(answer))
+            # The sale was made anew under the same id: read its definition again, once.
+            await self._forget(shard)
+        return Outcome(Status.STALE_DEFINITION)
+
+    async def begin_payment(self, sale: str, order: str, *, buyer: str = "") -> Outcome:
+        """The buyer is on the way to the cashier: held becomes paying, with a new deadline.
+
+        With ``buyer``, only that buyer's order is found. DONE, ALREADY, EXPIRED, RELEASED,
+        CONFIRMED, REFUNDED, UNKNOWN_ORDER or UNKNOWN_SALE.
+        """
+        return await self._on_order("begin_payment", sale, order, _buyer(buyer))
+
+    async def confirm(self, sale: str, order: str, payment: str) -> Outcome:
+        """Money has arrived. ``payment`` is the payment's own id, so a repeat is recognised.
+
+        DONE, ALREADY, CONFIRMED_LATE, LATE and DUPLICATE_PAYMENT (both: money is due back, see the
+        refund_due event), REFUNDED, TOO_MANY_PAYMENTS, UNKNOWN_ORDER or UNKNOWN_SALE.
+        """
+        return await self._on_order("confirm", sale, order, check_payment(payment, "payment"))
+
+    async def release(self, sale: str, order: str, *, buyer: str = "") -> Outcome:
+        """Gives a held or paying order up; its units go back on sale.
+
+        DONE, ALREADY, EXPIRED, CONFIRMED, REFUNDED, UNKNOWN_ORDER or UNKNOWN_SALE.
+        """
+        return await self._on_order("release", sale, order, _buyer(buyer))
+
+    async def refund(
+        self, sale: str, order: str, refund: str, *, return_units: bool, return_limit: bool
+    ) -> Outcome:
+        """A confirmed order's money goes back. ``return_units`` puts its units on sale again (else
+        the total falls), ``return_limit`` lets the buyer buy as many again.
+
+        DONE, ALREADY, CONFLICT, REFUNDED (by another refund), NOT_CONFIRMED, UNKNOWN_ORDER or
+        UNKNOWN_SALE.
+        """
+        check_payment(refund, "refund")
+        return await self._on_order(
+            "refund", sale, order, refund, int(return_units), int(return_limit)
+        )
+
+    async def order(self, sale: str, order: str, *, buyer: str = "") -> Order | None:
+        """An order as it is now, or None. With ``buyer``, only that buyer's order is found.
+
+        Raises UnknownSale.
+        """
+        shard = await self._shard(sale)
+        client, _ = self._ready()
+        orders.order_id_shard(order)
+        record: Any = await self._attempt(lambda: client.hget(shard.keys[3], order))
+        if record is None:
+            return None
+        found = self._decode(shard, order, record)
+        return None if buyer and found.buyer != buyer else found
+
+    # -- events -------------------------------------------------------------------------------
+
+    async def events(
+        self,
+        sale: str,
+        group: str,
+        *,
+        consumer: str = "",
+        count: int = 100,
+        reclaim_ms: int = 60_000,
+        follow: bool = True,
+    ) -> AsyncIterator[list[Event]]:
+        """Batches of events for one of a consumer group, from the sale's first event on.
+
+        A batch is acknowledged when the next is asked for; leaving the loop before, or dying, hands
+        it to another consumer of the group after ``reclaim_ms``, so an event may come twice.
+        ``consumer`` must be unique in the group and defaults to host and process id.
+        ``follow=False`` ends when nothing is left. Raises UnknownSale.
+        """
+        shard = await self._shard(sale)
+        block_ms = 1_000
+        # A blocking read needs a connection of its own, with a longer timeout than its block.
+        pool = servers.connect_pool(self.url, connections=1, timeout_s=block_ms / 1000 + 5)
+        try:
+            async for batch in consume(
+                servers.connect_client(pool),
+                shard.sale,
+                shard.origin_ms,
+                group,
+                consumer=consumer or f"{socket.gethostname()}-{os.getpid()}",
+                count=count,
+                reclaim_ms=reclaim_ms,
+                block_ms=block_ms,
+                follow=follow,
+            ):
+                yield batch
+        finally:
+            await pool.disconnect()
+
+    async def history(self, sale: str, *, through_seq: int | None = None) -> AsyncIterator[Event]:
+        """Every event of a sale from the first, without a group. Raises UnknownSale."""
+        shard = await self._shard(sale)
+        client, _ = self._ready()
+        async for event in read_all(client, shard.sale, shard.origin_ms, through_seq=through_seq):
+            yield event
+
+    # -- inside -------------------------------------------------------------------------------
+
+    def _ready(self) -> tuple[Redis, servers.ServerFacts | None]:
+        if self._client is None:
+            raise EngineClosed("the engine is not started; use `async with Engine(…)`")
+        return self._client, self.facts
+
+    async def _shard(self, sale: str) -> _Shard:
+        shard = self._shards.get(sale)
+        if shard is None:
+            client, _ = self._ready()
+            check_sale_id(sale, "sale")
+            key = shard_keys(sale)[0]
+            definition, origin_ms = await self._attempt(
+                lambda: client.hmget(key, "definition", "origin_ms")
+            )
+            if definition is None:
+                raise UnknownSale(sale)
+            shard = _Shard(Sale.from_definition(definition), int(origin_ms))
+            shard = self._shards.setdefault(sale, shard)
+        return shard
+
+    async def _open_lane(self, shard: _Shard) -> Lane:
+        async with shard.starting:
+            if shard.lane is None:
+                pool = self._pool
+                if pool is None:
+                    raise EngineClosed("the engine is not started; use `async with Engine(…)`")
+                lane = Lane(
+                    pool.make_connection,
+                    shard.keys,
+                    shard.sale.definition_id,
+                    timeout_ms=self._timeout_ms,
+                    depth_max=self._lane_depth,
+                    batch_max=self._batch_max,
+                )
+                await lane.start()
+                shard.lane = lane
+            return shard.lane
+
+    async def _forget(self, shard: _Shard) -> None:
+        if self._shards.get(shard.sale.id) is shard:
+            del self._shards[shard.sale.id]
+            if shard.lane is not None:
+                await shard.lane.aclose()
+
+    def _decode(self, shard: _Shard, order: str, record: bytes) -> Order:
+        return orders.read_order(shard.sale, shard.origin_ms, order, record.decode())
+
+    async def _on_sale(self, verb: str, sale: str, *args: Any) -> Outcome:
+        check_sale_id(sale, "sale")
+        reply = await self._run(verb, shard_keys(sale), *args)
+        return Outcome(Status(reply[0]))
+
+    async def _on_order(self, verb: str, sale: str, order: str, *args: Any) -> Outcome:
+        orders.order_id_shard(order)
+        try:
+            shard = await self._shard(sale)
+        except UnknownSale:
+            return Outcome(Status.UNKNOWN_SALE)
+        reply = await self._run(verb, shard.keys, order, *args)
+        found = self._decode(shard, order, reply[2]) if reply[2] else None
+        return Outcome(Status(reply[0]), found)
+
+    async def _expire(self, sale: str, look_at: int) -> tuple[Status, bool]:
+        """One sweep: the script's status, and whether more may be due."""
+        reply = await self._run("expire", shard_keys(sale), look_at)
+        return Status(reply[0]), bool(reply[3])
+
+    async def _unsettled(self) -> list[str]:
+        """The sales whose deadlines still matter."""
+        client, _ = self._ready()
+        names = await self.sales()
+        running = []
+        for name in names:
+            key = shard_keys(name)[0]
+            state: Any = await self._attempt(partial(client.hget, key, "state"))
+            if state not in (None, b"settled", b"created"):
+                running.append(name)
+        return running
+
+    async def _run(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
+        """Runs a script until it answers or the time is over. Every verb may be repeated."""
+        from redis.exceptions import NoScriptError
+
+        client, _ = self._ready()
+        code = script(verb)
+
+        async def call() -> Any:
+            try:
+                return await client.evalsha(code.sha, len(keys), *keys, FORMAT, *args)
+            except NoScriptError:
+                return await client.eval(code.source, len(keys), *keys, FORMAT, *args)
+
+        return await self._attempt(call)
+
+    async def _attempt(self, call: Any) -> Any:
+        give_up_s = monotonic() + self._timeout_ms / 1000
+        backoff_s = BACKOFF_MIN_S
+        sent = False
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, give_up_s - monotonic())):
+                    return await call()
+            except Exception as error:
+                if not isinstance(error, TimeoutError) and not servers.is_transient(error):
+                    if _is_ours(error):
+                        raise
+                    raise servers.refusal_of(error) from None
+                sent = sent or not _never_sent(error)
+                if monotonic() + backoff_s >= give_up_s:
+                    if sent:
+                        raise OutcomeUnknown(f"no answer in time: {error}") from None
+                    raise RedisUnavailable(f"no Redis answers there: {error}") from None
+                await asyncio.sleep(backoff_s)
+                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+
+def _is_ours(error: Exception) -> bool:
+    from redis.exceptions import RedisError
+
+    return not isinstance(error, RedisError)
+
+
+def _never_sent(error: Exception) -> bool:
+    """Whether the connection could not even be made."""
+    return isinstance(error, OSError) or str(error).startswith(
+        ("Error 2 ", "Error 111 ", "Error 61 ")
+    )
+
+
+def _buyer(buyer: str) -> str:
+    return check_buyer(buyer, "buyer") if buyer else ""
+
+
+def _new_order(
+    sale: Sale, order: str, buyer: str, items: Mapping[str, int], deadline_ms: int
+) -> Order:
+    amount_fen = 0
+    for sku, quantity in items.items():
+        amount_fen += sale.items[sale.sku_index[sku]].price_fen * quantity
+    return Order(order, sale.id, buyer, orders.State.HELD, 1, dict(items), amount_fen, deadline_ms)

@@ -1,0 +1,127 @@
+"""Every exception the engine raises. Outcomes of a sale (sold out, limit, late payment) are
+statuses, see ``seckill.status``; an exception is a bad call, a bad server or an unknown outcome.
+
+    SeckillError
+    ├── InvalidInput            a bad argument: names the field and the remedy, nothing was written
+    │   └── SaleFileError       the same inside a sale file: names file and line as well
+    ├── MissingExtra            an optional part is not installed: names the extra
+    ├── UnknownSale             no sale of that id on this server
+    ├── EmbeddedError           the embedded server could not be found, started or owned
+    ├── UnsuitableServer        this Redis must not carry a sale (eviction, too old, replica …)
+    ├── RedisUnavailable        the server could not be reached; nothing was sent
+    ├── Overloaded              the lane is full, nothing was sent: come back in retry_after_ms
+    ├── OutcomeUnknown          sent, no answer in time: ask again with the same key
+    ├── EngineClosed            the engine is not started, or is shutting down
+    ├── ServerFull              Redis is at maxmemory: nothing was written, free memory first
+    └── ScriptFailed            a script raised: a bug or a damaged key, never an outcome
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "EmbeddedError",
+    "EngineClosed",
+    "InvalidInput",
+    "MissingExtra",
+    "OutcomeUnknown",
+    "Overloaded",
+    "RedisUnavailable",
+    "SaleFileError",
+    "ScriptFailed",
+    "SeckillError",
+    "ServerFull",
+    "UnknownSale",
+    "UnsuitableServer",
+]
+
+
+class SeckillError(Exception):
+    """Base of everything the engine raises on purpose."""
+
+
+class InvalidInput(SeckillError, ValueError):
+    """A bad argument. Nothing was written.
+
+    ``field`` names what is wrong, ``problem`` says how, ``remedy`` says what to write instead.
+    """
+
+    def __init__(self, field: str, problem: str, remedy: str) -> None:
+        self.field = field
+        self.problem = problem
+        self.remedy = remedy
+        super().__init__(field, problem, remedy)
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.problem}; {self.remedy}"
+
+
+class SaleFileError(InvalidInput):
+    """A bad sale file. ``line`` counts from 1 and is None where no single line is at fault."""
+
+    def __init__(self, file: str, line: int | None, field: str, problem: str, remedy: str) -> None:
+        super().__init__(field, problem, remedy)
+        self.file = file
+        self.line = line
+        self.args = (file, line, field, problem, remedy)
+
+    def __str__(self) -> str:
+        where = self.file if self.line is None else f"{self.file}:{self.line}"
+        return f"{where}: {super().__str__()}"
+
+
+class MissingExtra(SeckillError, ImportError):
+    """An optional part of the package is not installed."""
+
+    def __init__(self, extra: str, module: str) -> None:
+        self.extra = extra
+        self.module = module
+        super().__init__(
+            f"{module!r} is not installed; install the extra: pip install 'seckill[{extra}]'"
+        )
+
+
+class UnknownSale(SeckillError, LookupError):
+    """No sale of that id on this server."""
+
+    def __init__(self, sale: str) -> None:
+        self.sale = sale
+        super().__init__(f"no sale {sale!r} on this server; create it first (seckill sale list)")
+
+
+class EmbeddedError(SeckillError):
+    """The embedded server could not be found, started, or its data directory is in use."""
+
+
+class UnsuitableServer(SeckillError):
+    """This Redis must not carry a sale; the message says why and what to change."""
+
+
+class RedisUnavailable(SeckillError, ConnectionError):
+    """The server could not be reached. Nothing was sent."""
+
+
+class Overloaded(SeckillError):
+    """The lane is full, or the call waited too long before it was sent. Nothing was sent."""
+
+    def __init__(self, retry_after_ms: int) -> None:
+        self.retry_after_ms = retry_after_ms
+        super().__init__(f"too many orders are waiting; retry after {retry_after_ms} ms")
+
+
+class OutcomeUnknown(SeckillError):
+    """Sent, but no answer came in time. The call may or may not have happened; an order can't be
+    executed any more after this was said. Repeat the call with the same key to learn the outcome.
+    """
+
+
+class EngineClosed(SeckillError):
+    """The engine is not started, or is shutting down. Nothing was sent."""
+
+
+class ServerFull(SeckillError):
+    """Redis is at maxmemory and refused to write. Nothing was written; paying, releasing and
+    expiring still work. Raise maxmemory (`seckill inspect` shows the bytes in use)."""
+
+
+class ScriptFailed(SeckillError):
+    """A script raised an error: a bug or a damaged key. The message is the server's."""

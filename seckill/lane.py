@@ -1,0 +1,285 @@
+"""The micro-batcher in front of one shard.
+
+``submit`` appends an order and returns a future. A lane has two slots, each one connection with at
+most one batch in flight; a free slot takes all that waits, so alone you wait for nobody and under
+load batches grow by themselves. There is no timer. When both slots are free and many wait, the
+first takes half: Redis then decides one half while Python answers the other.
+
+Every order carries ``not_after`` in the server's time, no later than the moment its caller is told
+that the outcome is unknown, so an order that was stuck in a socket is refused when it arrives.
+Until then a batch whose connection broke is sent again: the ids are the same, so it is safe.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections import deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
+
+from seckill.errors import (
+    EngineClosed,
+    OutcomeUnknown,
+    Overloaded,
+    RedisUnavailable,
+    SeckillError,
+)
+from seckill.redis import is_transient, refusal_of
+from seckill.scripts import FORMAT, script
+
+if TYPE_CHECKING:
+    from redis.asyncio.connection import AbstractConnection
+
+__all__ = ["Answer", "Lane"]
+
+SLOTS: Final = 2
+HALVE_FROM: Final = 32
+BACKOFF_MIN_S: Final = 0.01
+BACKOFF_MAX_S: Final = 0.25
+
+_pack = msgspec.msgpack.encode
+
+
+class Answer(NamedTuple):
+    """What reserve.lua said of one order: a status or a record, and the deadline of a new hold."""
+
+    answer: int | bytes
+    deadline_ms: int
+
+
+class _Waiting(NamedTuple):
+    order_id: str
+    buyer: str
+    print6: str
+    not_after_ms: int
+    cart: str
+    attrs: str
+    future: asyncio.Future[Answer]
+    give_up_s: float
+
+
+class Lane:
+    """Batches the orders of one shard. Not thread-safe: it belongs to one event loop."""
+
+    def __init__(
+        self,
+        connect: Callable[[], AbstractConnection],
+        keys: tuple[str, ...],
+        definition_id: str,
+        *,
+        timeout_ms: int,
+        depth_max: int,
+        batch_max: int,
+    ) -> None:
+        self._connect = connect
+        self._head = (len(keys), *keys, FORMAT, definition_id)
+        self._timeout_s = timeout_ms / 1000
+        self._depth_max = depth_max
+        self._batch_max = batch_max
+        self._waiting: deque[_Waiting] = deque()
+        self._free: list[asyncio.Future[None]] = []
+        self._slots: list[asyncio.Task[None]] = []
+        self._offset_ms: float | None = None
+        self._closing = False
+        self._loop = asyncio.get_running_loop()
+        self.batches = 0
+        self.orders = 0
+
+    @property
+    def depth(self) -> int:
+        """Orders that wait for a slot."""
+        return len(self._waiting)
+
+    async def start(self) -> None:
+        """Connects the first slot, which also learns the server's time.
+
+        Raises RedisUnavailable when nobody answers.
+        """
+        first = _Slot(self)
+        try:
+            await asyncio.wait_for(first.open(), self._timeout_s)
+        except Exception as error:
+            await first.drop()
+            if isinstance(error, TimeoutError) or is_transient(error):
+                raise RedisUnavailable(f"no Redis answers there: {error}") from None
+            raise
+        slots = [first, *(_Slot(self) for _ in range(SLOTS - 1))]
+        self._slots = [self._loop.create_task(self._serve(slot)) for slot in slots]
+
+    def submit(
+        self, order_id: str, buyer: str, print6: str, cart: str, attrs: str
+    ) -> asyncio.Future[Answer]:
+        """Queues an order. Cancelling the future harms nobody else.
+
+        Raises Overloaded when the lane is full. The future may raise OutcomeUnknown, Overloaded
+        (it was never sent), ServerFull or ScriptFailed.
+        """
+        if self._closing or self._offset_ms is None:
+            raise EngineClosed("the engine is shutting down")
+        if len(self._waiting) >= self._depth_max:
+            raise Overloaded(retry_after_ms=1000)
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        give_up_s = monotonic() + self._timeout_s
+        self._waiting.append(
+            _Waiting(
+                order_id,
+                buyer,
+                print6,
+                int(give_up_s * 1000 + self._offset_ms),
+                cart,
+                attrs,
+                future,
+                give_up_s,
+            )
+        )
+        if self._free:
+            self._free.pop().set_result(None)
+        return future
+
+    async def aclose(self) -> None:
+        """Answers everything that waits, then closes the connections."""
+        self._closing = True
+        for free in self._free:
+            free.set_result(None)
+        self._free.clear()
+        await asyncio.gather(*self._slots, return_exceptions=True)
+
+    def learn_time(self, server_ms: int) -> None:
+        """Keeps how far the server's clock is ahead of ours, erring to the early side: the server
+        wrote this before we read it, so its clock now is at least that."""
+        self._offset_ms = server_ms - monotonic() * 1000
+
+    async def _serve(self, slot: _Slot) -> None:
+        waiting = self._waiting
+        try:
+            while True:
+                while not waiting:
+                    if self._closing:
+                        return
+                    free: asyncio.Future[None] = self._loop.create_future()
+                    self._free.append(free)
+                    await free
+                await self._decide(slot, self._take())
+        finally:
+            await slot.drop()
+
+    def _take(self) -> list[_Waiting]:
+        waiting = self._waiting
+        count = len(waiting)
+        if count >= HALVE_FROM and self._free:
+            self._free.pop().set_result(None)
+            count = (count + 1) // 2
+        batch = []
+        now_s = monotonic()
+        for _ in range(min(count, self._batch_max)):
+            order = waiting.popleft()
+            if order.future.done():
+                continue
+            if order.give_up_s <= now_s:
+                # It was never sent, so this much is certain.
+                order.future.set_exception(Overloaded(retry_after_ms=1000))
+                continue
+            batch.append(order)
+        return batch
+
+    async def _decide(self, slot: _Slot, batch: list[_Waiting]) -> None:
+        """Sends a batch until it is answered or every caller has been told "unknown"."""
+        backoff_s = BACKOFF_MIN_S
+        while batch:
+            try:
+                async with asyncio.timeout_at(self._loop.time() + batch[0].give_up_s - monotonic()):
+                    reply = await slot.exchange(batch)
+            except Exception as error:  # noqa: BLE001 - whatever it is, every caller is told
+                if not isinstance(error, TimeoutError) and not is_transient(error):
+                    await slot.drop()
+                    _fail(batch, refusal_of(error))
+                    return
+                # Whatever was in this socket must not be read as the answer to the next batch.
+                await slot.drop()
+                delay_s = backoff_s * random.uniform(0.5, 1.0)
+                await asyncio.sleep(max(0.0, min(delay_s, batch[0].give_up_s - monotonic())))
+                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+                batch = _still_waiting(batch)
+            except asyncio.CancelledError:
+                _fail(batch, OutcomeUnknown("the engine was stopped before the answer came"))
+                raise
+            else:
+                self.batches += 1
+                self.orders += len(batch)
+                self.learn_time(reply[0])
+                deadline_ms = reply[1]
+                for order, answer in zip(batch, reply[2:], strict=True):
+                    future = order.future
+                    if not future.done():
+                        future.set_result(Answer(answer, deadline_ms))
+                return
+
+
+def _fail(batch: list[_Waiting], error: SeckillError) -> None:
+    for order in batch:
+        if not order.future.done():
+            order.future.set_exception(error)
+
+
+def _still_waiting(batch: list[_Waiting]) -> list[_Waiting]:
+    """Tells those whose time is over that their outcome is unknown, and returns the others."""
+    now_s = monotonic()
+    rest = []
+    for order in batch:
+        if order.future.done():
+            continue
+        if order.give_up_s <= now_s:
+            order.future.set_exception(
+                OutcomeUnknown(f"no answer for order {order.order_id}; ask again with the same key")
+            )
+        else:
+            rest.append(order)
+    return rest
+
+
+class _Slot:
+    """One connection of a lane, opened when it is needed."""
+
+    def __init__(self, lane: Lane) -> None:
+        self._lane = lane
+        self._script = script("reserve")
+        self._connection: AbstractConnection | None = None
+
+    async def open(self) -> AbstractConnection:
+        connection = self._connection
+        if connection is None:
+            # Before it is connected, so that drop() closes a half-open one.
+            connection = self._connection = self._lane._connect()
+            await connection.connect()
+            seconds, micros = await self._call(connection, "TIME")
+            self._lane.learn_time(int(seconds) * 1000 + int(micros) // 1000)
+            await self._call(connection, "SCRIPT", "LOAD", self._script.source)
+        return connection
+
+    async def exchange(self, batch: list[_Waiting]) -> list[Any]:
+        from redis.exceptions import NoScriptError
+
+        connection = self._connection or await self.open()
+        columns = list(zip(*batch, strict=True))[:6]
+        command = ("EVALSHA", self._script.sha, *self._lane._head, _pack(columns))
+        try:
+            return await self._call(connection, *command)  # type: ignore[no-any-return]
+        except NoScriptError:
+            await self._call(connection, "SCRIPT", "LOAD", self._script.source)
+            return await self._call(connection, *command)  # type: ignore[no-any-return]
+
+    async def _call(self, connection: AbstractConnection, *command: Any) -> Any:
+        await connection.send_packed_command(connection.pack_command(*command), check_health=False)
+        reply = await connection.read_response()
+        if isinstance(reply, Exception):
+            raise reply
+        return reply
+
+    async def drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.disconnect(nowait=True)

@@ -1,0 +1,168 @@
+"""Connecting to Redis or Valkey: from a URL to a client, and whether that server may carry a sale.
+
+redis-py takes longer to import than all of this package, so it is imported when a connection is.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING, Any, Final, Literal
+
+import msgspec
+
+from seckill.errors import (
+    InvalidInput,
+    RedisUnavailable,
+    ScriptFailed,
+    SeckillError,
+    ServerFull,
+    UnsuitableServer,
+)
+
+if TYPE_CHECKING:
+    from redis.asyncio import ConnectionPool, Redis
+
+__all__ = [
+    "Durability",
+    "ServerFacts",
+    "check_server",
+    "connect_client",
+    "connect_pool",
+    "is_transient",
+    "refusal_of",
+]
+
+Durability = Literal["aof", "memory"]
+VERSION_MIN: Final = (6, 2)
+CONNECT_SECONDS: Final = 5.0
+
+
+class ServerFacts(msgspec.Struct, frozen=True):
+    """What the server said of itself. ``unverified`` lists what it would not tell."""
+
+    version: str
+    run_id: str
+    durability: Durability
+    unverified: tuple[str, ...] = ()
+
+
+def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> ConnectionPool:
+    """A pool for this URL, whose connections never retry by themselves.
+
+    A retry below us would run a script again that its caller has given up, so every retry is ours.
+    RESP2 is spoken because every server and proxy does.
+    """
+    from redis.asyncio import BlockingConnectionPool
+    from redis.asyncio.retry import Retry
+    from redis.backoff import NoBackoff
+
+    if not re.match(r"(rediss?|unix)://", url):
+        raise InvalidInput(
+            "url",
+            f"{url[:60]!r} is not a Redis URL",
+            "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket",
+        )
+    try:
+        return BlockingConnectionPool.from_url(
+            url,
+            max_connections=connections,
+            timeout=CONNECT_SECONDS,
+            protocol=2,
+            socket_timeout=timeout_s,
+            socket_connect_timeout=CONNECT_SECONDS,
+            retry=Retry(NoBackoff(), 0),
+        )
+    except ValueError as error:
+        raise InvalidInput("url", str(error), "write redis://host:6379/0") from None
+
+
+def connect_client(pool: ConnectionPool) -> Redis:
+    """A client on this pool, with redis-py's own retries off."""
+    from redis.asyncio import Redis
+
+    return Redis(connection_pool=pool)
+
+
+# What a server says while it restarts, fails over or moves a slot: try again in a moment.
+_TRANSIENT_WORDS: Final = (
+    "BUSY ",
+    "CLUSTERDOWN",
+    "LOADING",
+    "MASTERDOWN",
+    "MISCONF",
+    "MOVED",
+    "NOREPLICAS",
+    "READONLY",
+    "TRYAGAIN",
+)
+
+
+def is_transient(error: Exception) -> bool:
+    """Whether to send the same call again: the connection broke, or the server is not itself."""
+    from redis import exceptions
+
+    broken = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
+    if isinstance(error, (*broken, OSError, EOFError)):
+        return True
+    return str(error).startswith(_TRANSIENT_WORDS)
+
+
+def refusal_of(error: Exception) -> SeckillError:
+    """Our exception for an error reply that no retry will change."""
+    text = str(error)
+    if "OOM" in text[:40] or "maxmemory" in text:
+        return ServerFull("Redis is at maxmemory and took nothing; raise maxmemory, then retry")
+    return ScriptFailed(text)
+
+
+async def check_server(
+    client: Redis, durability: Durability, *, allow_unverified: bool = False
+) -> ServerFacts:
+    """Asks the server whether it may carry a sale.
+
+    Raises UnsuitableServer with the setting to change, RedisUnavailable when nobody answers.
+    ``allow_unverified`` accepts a managed server that hides its configuration.
+    """
+    from redis.exceptions import RedisError
+
+    try:
+        info: dict[str, Any] = await client.info()
+    except (RedisError, OSError) as error:
+        if is_transient(error):
+            raise RedisUnavailable(f"no Redis answers there: {error}") from None
+        raise UnsuitableServer(f"this server refused INFO: {error}") from None
+    version = str(info.get("valkey_version") or info.get("redis_version", "0"))
+    numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
+    if "valkey_version" not in info and numbers < VERSION_MIN:
+        raise UnsuitableServer(
+            f"this server is Redis {version}; use Redis 6.2 or later, or any Valkey"
+        )
+    if info.get("role") not in (None, "master"):
+        raise UnsuitableServer(
+            f"this server is a {info['role']}; connect to the master"
+            f" ({info.get('master_host', '?')}:{info.get('master_port', '?')})"
+        )
+    wanted = {"maxmemory-policy": ("noeviction", "evicts keys, so orders could vanish")}
+    if durability == "aof":
+        wanted["appendonly"] = ("yes", "keeps no append-only file")
+        wanted["appendfsync"] = ("always", "acknowledges orders before they are on disk")
+        wanted["no-appendfsync-on-rewrite"] = ("no", "stops syncing while it rewrites its file")
+    unverified = []
+    for name, (value, danger) in wanted.items():
+        try:
+            got = (await client.config_get(name)).get(name)
+        except RedisError:
+            got = None
+        if got is None:
+            unverified.append(name)
+        elif got != value:
+            remedy = f"set `CONFIG SET {name} {value}`"
+            if durability == "aof" and name != "maxmemory-policy":
+                remedy += ', or accept that acknowledged orders may be lost: durability="memory"'
+            raise UnsuitableServer(f"{name} is {got!r}: this server {danger}; {remedy}")
+    if unverified and not allow_unverified:
+        raise UnsuitableServer(
+            f"this server does not tell {', '.join(unverified)}; check them with its operator,"
+            " then pass allow_unverified=True"
+        )
+    return ServerFacts(version, str(info.get("run_id", "")), durability, tuple(unverified))

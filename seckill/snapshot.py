@@ -1,0 +1,87 @@
+"""What ``inspect.lua`` tells of a sale: one consistent picture, as of one seq."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+import msgspec
+
+from seckill.sale import Sale
+
+__all__ = ["Snapshot", "Stock", "read_snapshot"]
+
+
+class Stock(msgspec.Struct, frozen=True):
+    """Units of one SKU. ``available + held + confirmed == total``, always."""
+
+    available: int
+    held: int
+    confirmed: int
+    total: int
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """A sale at one moment of the server's time ``at_ms``.
+
+    ``state`` is created, open, paused, closed or settled; ``reason`` says why it is paused.
+    ``orders`` counts every order ever accepted, ``buyers`` who made them; ``holds_queue`` and
+    ``paying_queue`` are entries still to be swept, of which some may have moved on.
+    """
+
+    sale: str
+    at_ms: int
+    state: str
+    reason: str
+    seq: int
+    opens_ms: int
+    ends_ms: int
+    stock: dict[str, Stock]
+    orders: int
+    buyers: int
+    holds_queue: int
+    paying_queue: int
+    entries: int
+    format: int
+    server: str
+
+    @property
+    def phase(self) -> str:
+        """What a buyer sees: the state, with an open sale split by the clock into "not started",
+        "selling" and "ended"."""
+        if self.state != "open":
+            return self.state
+        if self.at_ms < self.opens_ms:
+            return "not started"
+        return "selling" if self.at_ms < self.ends_ms else "ended"
+
+
+def read_snapshot(sale: Sale, reply: list[Any]) -> Snapshot:
+    """The reply of inspect.lua as a struct."""
+    header = _pairs(reply[2])
+    stock = _pairs(reply[3])
+    names = msgspec.structs.fields(Stock)
+    return Snapshot(
+        sale=sale.id,
+        at_ms=int(reply[1]),
+        state=header["state"],
+        reason=header["reason"],
+        seq=int(header["seq"]),
+        opens_ms=int(header["opens_ms"]),
+        ends_ms=int(header["ends_ms"]),
+        stock={
+            item.sku: Stock(*(int(stock[f"{index}:{field.name}"]) for field in names))
+            for index, item in enumerate(sale.items)
+        },
+        orders=int(reply[4]),
+        buyers=int(reply[5]),
+        holds_queue=int(reply[6]),
+        paying_queue=int(reply[7]),
+        entries=int(reply[8]),
+        format=int(header["format"]),
+        server=header["server"],
+    )
+
+
+def _pairs(flat: list[bytes]) -> dict[str, str]:
+    return {name.decode(): value.decode() for name, value in list(pairwise(flat))[::2]}

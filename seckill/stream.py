@@ -1,0 +1,193 @@
+"""The event stream of a sale: reading it, and consuming it as one of a group.
+
+An entry's id is ``<sale time ms>-<seq>``. Each of its fields is one event: the field names the
+subject (an order id, or ``sale``), the value says what happened. One entry may carry up to 32
+orders of one batch; its seq is that of the last, and the others count backwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from seckill.keys import stream_key
+from seckill.order import Order, read_order
+from seckill.sale import Sale
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = ["Event", "EventKind", "consume", "decode_entry", "read_all"]
+
+READ_COUNT = 500
+
+
+class EventKind(StrEnum):
+    """What happened."""
+
+    HELD = "order_held"
+    PAYING = "order_paying"
+    CONFIRMED = "order_confirmed"
+    RELEASED = "order_released"
+    EXPIRED = "order_expired"
+    REFUNDED = "order_refunded"
+    REFUND_DUE = "refund_due"
+    SALE_CREATED = "sale_created"
+    SALE_OPENED = "sale_opened"
+    SALE_PAUSED = "sale_paused"
+    SALE_RESUMED = "sale_resumed"
+    SALE_CLOSED = "sale_closed"
+    SALE_SETTLED = "sale_settled"
+    STOCK_CHANGED = "stock_changed"
+
+
+_ORDER_KINDS = {
+    "held": EventKind.HELD,
+    "paying": EventKind.PAYING,
+    "confirmed": EventKind.CONFIRMED,
+    "released": EventKind.RELEASED,
+    "expired": EventKind.EXPIRED,
+    "refunded": EventKind.REFUNDED,
+    "refund_due": EventKind.REFUND_DUE,
+}
+_SALE_KINDS = {
+    "created": EventKind.SALE_CREATED,
+    "opened": EventKind.SALE_OPENED,
+    "paused": EventKind.SALE_PAUSED,
+    "resumed": EventKind.SALE_RESUMED,
+    "closed": EventKind.SALE_CLOSED,
+    "settled": EventKind.SALE_SETTLED,
+    "stock": EventKind.STOCK_CHANGED,
+}
+
+
+class Event(msgspec.Struct, frozen=True):
+    """One thing that happened, for ever.
+
+    ``seq`` is dense from 1 within the sale; ``order`` is the order as this event left it, None for
+    events of the sale. ``detail`` depends on the kind: the payment id of order_confirmed and
+    refund_due; ``refund id,units returned,limit given back`` of order_refunded; the definition's
+    JSON of sale_created; the reason of sale_paused; ``index:units,…`` left unsold of sale_settled;
+    ``key|SKU index|units|new total`` of stock_changed. ``attrs`` is only on order_held.
+    """
+
+    sale: str
+    seq: int
+    at_ms: int
+    kind: EventKind
+    order: Order | None = None
+    detail: str = ""
+    attrs: str = ""
+
+
+def decode_entry(
+    sale: Sale, origin_ms: int, entry_id: bytes, fields: Iterable[bytes]
+) -> list[Event]:
+    """The events of one stream entry, in order. ``fields`` alternates subject and value."""
+    at, _, last = entry_id.decode().partition("-")
+    parts = [part.decode() for part in fields]
+    seq = int(last) - len(parts) // 2
+    events = []
+    for subject, value in zip(parts[::2], parts[1::2], strict=True):
+        seq += 1
+        word, _, rest = value.partition("|")
+        if subject == "sale":
+            events.append(Event(sale.id, seq, int(at), _SALE_KINDS[word], None, rest))
+            continue
+        detail, _, record = rest.partition("|")
+        attrs = ""
+        if word == "held":
+            # A new order's record has three parts; what follows is the caller's, bars and all.
+            head, cart, buyer, attrs = record.split("|", 3)
+            record = f"{head}|{cart}|{buyer}"
+        order = read_order(sale, origin_ms, subject, record)
+        events.append(Event(sale.id, seq, int(at), _ORDER_KINDS[word], order, detail, attrs))
+    return events
+
+
+async def read_all(
+    client: Redis, sale: Sale, origin_ms: int, *, through_seq: int | None = None
+) -> AsyncIterator[Event]:
+    """Every event of the sale from the start, up to and including ``through_seq``."""
+    start = "-"
+    while True:
+        entries: Any = await client.execute_command(
+            "XRANGE", stream_key(sale.id), start, "+", "COUNT", READ_COUNT, NEVER_DECODE=True
+        )
+        for entry_id, fields in raw_entries(entries):
+            for event in decode_entry(sale, origin_ms, entry_id, fields):
+                if through_seq is not None and event.seq > through_seq:
+                    return
+                yield event
+            start = "(" + entry_id.decode()
+        if len(entries) < READ_COUNT:
+            return
+
+
+def raw_entries(entries: Any) -> Iterable[tuple[bytes, list[bytes]]]:
+    """Entries as id and flat fields, whether redis-py has made dicts of the fields or not."""
+    for entry_id, fields in entries or ():
+        if fields is None:
+            continue
+        if isinstance(fields, dict):
+            fields = [part for pair in fields.items() for part in pair]
+        yield entry_id, fields
+
+
+async def consume(
+    client: Redis,
+    sale: Sale,
+    origin_ms: int,
+    group: str,
+    *,
+    consumer: str,
+    count: int,
+    reclaim_ms: int,
+    block_ms: int,
+    follow: bool,
+) -> AsyncIterator[list[Event]]:
+    """Batches of events for this consumer; a batch is acknowledged when the next one is asked for.
+
+    Delivery is at least once: what a consumer took and never acknowledged goes to another one of
+    the group after ``reclaim_ms``. ``follow=False`` ends when nothing is left.
+    """
+    from redis.exceptions import ResponseError
+
+    key = stream_key(sale.id)
+    try:
+        await client.xgroup_create(key, group, id="0")
+    except ResponseError as error:
+        if not str(error).startswith("BUSYGROUP"):
+            raise
+    while True:
+        claimed: Any = await client.execute_command(
+            "XAUTOCLAIM", key, group, consumer, reclaim_ms, "0", "COUNT", count
+        )
+        entries = list(raw_entries(claimed[1]))
+        if not entries:
+            block = ("BLOCK", block_ms) if follow else ()
+            reply: Any = await client.execute_command(
+                "XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block, "STREAMS", key, ">"
+            )
+            streams = reply.items() if isinstance(reply, dict) else reply or ()
+            entries = [entry for _, found in streams for entry in raw_entries(_flat(found))]
+        if not entries:
+            if follow:
+                continue
+            return
+        yield [
+            event
+            for entry_id, fields in entries
+            for event in decode_entry(sale, origin_ms, entry_id, fields)
+        ]
+        await client.xack(key, group, *[entry_id for entry_id, _ in entries])
+
+
+def _flat(found: Any) -> Any:
+    """redis-py wraps one stream's entries in one more list under RESP3."""
+    if found and isinstance(found[0], list) and found[0] and isinstance(found[0][0], (list, tuple)):
+        return found[0]
+    return found

@@ -1,0 +1,243 @@
+"""Every answer that is not plainly yes, and the one place where it is looked up.
+
+    Status  ──ANSWERS──▶ Kind (HTTP status, stable code, title) ──▶ RFC 9457 problem document
+    SeckillError ─RAISED─┘                                      └─▶ or, when ok, an OutcomeDocument
+
+A code never changes once it is released; a client decides by it and by nothing else. 409 means that
+the sale or the order stands as it does, 422 that no sale could ever grant this, 503 (always with
+Retry-After) that the identical request is to be repeated.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+import msgspec
+from aiohttp import web
+
+from seckill.errors import (
+    EmbeddedError,
+    EngineClosed,
+    InvalidInput,
+    MissingExtra,
+    OutcomeUnknown,
+    Overloaded,
+    RedisUnavailable,
+    ScriptFailed,
+    SeckillError,
+    ServerFull,
+    UnknownSale,
+    UnsuitableServer,
+)
+from seckill.order import Order
+from seckill.status import Status
+
+from .wire import OrderDocument, ProblemDocument, encode, order_document
+
+__all__ = [
+    "ANSWERS",
+    "BACKEND_ONLY",
+    "BODY_BROKEN",
+    "BODY_TOO_LARGE",
+    "BUYER_REQUIRED",
+    "INVALID_INPUT",
+    "KEY_REQUIRED",
+    "MALFORMED_JSON",
+    "MEDIA_TYPE",
+    "RAISED",
+    "UNAVAILABLE",
+    "Kind",
+    "Problem",
+    "errors_answered",
+    "refusal",
+]
+
+_log = logging.getLogger("seckill.server")
+
+RETRY_AFTER_S: Final = 1
+
+
+class Kind(msgspec.Struct, frozen=True):
+    """One kind of answer."""
+
+    http: int
+    code: str
+    title: str
+
+
+ANSWERS: Final[dict[Status, Kind]] = {
+    status: Kind(http, code, status.meaning)
+    for status, http, code in (
+        (Status.CREATED, 201, "created"),
+        (Status.EXISTS, 200, "exists"),
+        (Status.DONE, 200, "done"),
+        (Status.ALREADY, 200, "already"),
+        (Status.CONFIRMED_LATE, 200, "confirmed_late"),
+        (Status.CONFLICT, 409, "conflict"),
+        (Status.FENCED, 503, "fenced"),
+        (Status.UPGRADE_NEEDED, 503, "upgrade_needed"),
+        (Status.STALE_DEFINITION, 503, "stale_definition"),
+        (Status.UNKNOWN_SALE, 404, "unknown_sale"),
+        (Status.UNKNOWN_SKU, 422, "unknown_sku"),
+        (Status.PAUSED, 409, "paused"),
+        (Status.NOT_OPEN, 409, "not_open"),
+        (Status.ENDED, 409, "ended"),
+        (Status.NOT_ALLOWED, 403, "not_allowed"),
+        (Status.TOO_LATE, 503, "too_late"),
+        (Status.ORDER_LIMIT, 422, "order_limit"),
+        (Status.SKU_LIMIT, 409, "sku_limit"),
+        (Status.BUYER_LIMIT, 409, "buyer_limit"),
+        (Status.SOLD_OUT, 409, "sold_out"),
+        (Status.INSUFFICIENT, 409, "insufficient"),
+        (Status.UNKNOWN_ORDER, 404, "unknown_order"),
+        (Status.EXPIRED, 409, "expired"),
+        (Status.RELEASED, 409, "released"),
+        (Status.CONFIRMED, 409, "confirmed"),
+        (Status.REFUNDED, 409, "refunded"),
+        (Status.NOT_CONFIRMED, 409, "not_confirmed"),
+        (Status.LATE, 409, "late"),
+        (Status.DUPLICATE_PAYMENT, 409, "duplicate_payment"),
+        (Status.TOO_MANY_PAYMENTS, 409, "too_many_payments"),
+        (Status.CLOSED, 409, "closed"),
+        (Status.BELOW_COMMITTED, 409, "below_committed"),
+        (Status.TOO_MANY_UNITS, 422, "too_many_units"),
+        (Status.CLOCK_JUMP, 503, "clock_jump"),
+    )
+}
+
+# What is wrong before the engine is asked.
+MALFORMED_JSON: Final = Kind(400, "malformed_json", "the body is not JSON")
+INVALID_INPUT: Final = Kind(400, "invalid_input", "a part of the request is not valid")
+BODY_BROKEN: Final = Kind(400, "body_broken", "the body did not arrive whole")
+KEY_REQUIRED: Final = Kind(
+    400, "idempotency_key_required", "an order needs the header Idempotency-Key"
+)
+BUYER_REQUIRED: Final = Kind(400, "buyer_required", "an order needs the header Seckill-Buyer")
+BACKEND_ONLY: Final = Kind(403, "backend_only", "only the mall's backend may do this")
+NOT_FOUND: Final = Kind(404, "not_found", "there is nothing at this path")
+METHOD_NOT_ALLOWED: Final = Kind(405, "method_not_allowed", "this path has no such method")
+BODY_TOO_LARGE: Final = Kind(413, "body_too_large", "the body is too large")
+MEDIA_TYPE: Final = Kind(415, "unsupported_media_type", "the body must be plain application/json")
+# What the engine raises.
+INTERNAL: Final = Kind(500, "internal", "something failed here; the log knows more")
+OVERLOADED: Final = Kind(503, "overloaded", "too many orders are waiting; nothing was done")
+OUTCOME_UNKNOWN: Final = Kind(
+    503, "outcome_unknown", "no answer in time; repeat the identical request to learn the outcome"
+)
+UNAVAILABLE: Final = Kind(503, "unavailable", "the sale's server cannot be reached")
+SHUTTING_DOWN: Final = Kind(503, "shutting_down", "this intake is not running; nothing was done")
+STORAGE_FULL: Final = Kind(503, "storage_full", "the sale's server is full; nothing was done")
+
+RAISED: Final[dict[type[SeckillError], Kind]] = {
+    InvalidInput: INVALID_INPUT,
+    UnknownSale: ANSWERS[Status.UNKNOWN_SALE],
+    Overloaded: OVERLOADED,
+    OutcomeUnknown: OUTCOME_UNKNOWN,
+    RedisUnavailable: UNAVAILABLE,
+    EngineClosed: SHUTTING_DOWN,
+    ServerFull: STORAGE_FULL,
+    # A bug or a damaged key.
+    ScriptFailed: INTERNAL,
+    # These belong to the start, before there are requests.
+    EmbeddedError: INTERNAL,
+    MissingExtra: INTERNAL,
+    UnsuitableServer: INTERNAL,
+    SeckillError: INTERNAL,
+}
+
+# What aiohttp raises by itself. Anything else it may think of is our bug.
+_HTTP: Final = {404: NOT_FOUND, 405: METHOD_NOT_ALLOWED, 413: BODY_TOO_LARGE}
+# The engine's names of arguments that a request carries in headers.
+_HEADERS: Final = {"buyer": "Seckill-Buyer", "key": "Idempotency-Key"}
+
+
+class Problem(Exception):
+    """Raised by a handler to end the request with this answer."""
+
+    def __init__(self, kind: Kind, detail: str | None = None, field: str | None = None) -> None:
+        super().__init__(kind.code)
+        self.kind = kind
+        self.detail = detail
+        self.field = field
+
+
+def refusal(status: Status, order: Order | None = None) -> web.Response:
+    """The problem for a status that is not ok, with the order that stands in the way."""
+    kind = ANSWERS[status]
+    # Under load most answers are one of a few refusals without an order: those are encoded once.
+    return _send(kind, _body(kind, order=order_document(order)) if order else _REFUSALS[status])
+
+
+@web.middleware
+async def errors_answered(
+    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
+) -> web.StreamResponse:
+    """Turns everything that is raised into a problem, and tells nobody outside about a bug."""
+    try:
+        return await handler(request)
+    except Problem as error:
+        return _send(error.kind, _body(error.kind, detail=error.detail, field=error.field))
+    except InvalidInput as error:
+        field = _HEADERS.get(error.field, error.field)
+        detail = f"{error.problem}; {error.remedy}"
+        return _send(INVALID_INPUT, _body(INVALID_INPUT, detail=detail, field=field))
+    except Overloaded as error:
+        return _send(OVERLOADED, _body(OVERLOADED), -(-error.retry_after_ms // 1000))
+    except Exception as error:  # noqa: BLE001 - what has no kind is logged, and no traceback leaves
+        kind = _kind_of(error)
+        if kind is INTERNAL:
+            return _bug(request, error)
+        response = _send(kind, _body(kind))
+        if isinstance(error, web.HTTPMethodNotAllowed):
+            response.headers["Allow"] = error.headers["Allow"]
+        return response
+
+
+def _kind_of(error: Exception) -> Kind:
+    if isinstance(error, web.HTTPException):
+        return _HTTP.get(error.status, INTERNAL)
+    return next((RAISED[cls] for cls in type(error).__mro__ if cls in RAISED), INTERNAL)
+
+
+def _bug(request: web.Request, error: Exception) -> web.Response:
+    request_id = secrets.token_hex(8)
+    # The route is logged and not the path, because a path names an order.
+    resource = request.match_info.route.resource
+    route = resource.canonical if resource else "no route"
+    _log.error("request %s failed: %s %s", request_id, request.method, route, exc_info=error)
+    return _send(INTERNAL, _body(INTERNAL, request_id=request_id))
+
+
+def _body(
+    kind: Kind,
+    *,
+    detail: str | None = None,
+    field: str | None = None,
+    order: OrderDocument | None = None,
+    request_id: str | None = None,
+) -> bytes:
+    return encode(
+        ProblemDocument(
+            type=f"urn:seckill:problem:{kind.code}",
+            title=kind.title,
+            status=kind.http,
+            code=kind.code,
+            detail=detail,
+            field=field,
+            order=order,
+            request_id=request_id,
+        )
+    )
+
+
+def _send(kind: Kind, body: bytes, retry_after_s: int = RETRY_AFTER_S) -> web.Response:
+    headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
+    if kind.http in (429, 503):
+        headers["Retry-After"] = str(retry_after_s)
+    return web.Response(body=body, status=kind.http, headers=headers)
+
+
+_REFUSALS: Final = {status: _body(kind) for status, kind in ANSWERS.items()}

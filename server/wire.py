@@ -1,0 +1,215 @@
+"""What travels in bodies: every request and every answer as a struct, and how answers are encoded.
+
+Requests refuse what they do not know. Documents are ours to keep stable: they are built from the
+engine's structs here, so that a change inside the engine is not by accident one of the API. Money
+is a whole number of fen, every time is Unix time in milliseconds on the clock of the sale.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Final, Literal
+
+import msgspec
+from msgspec import Meta
+
+from seckill.order import QUANTITY_MAX, Order, State
+from seckill.sale import ATTRS_BYTES_MAX, ITEMS_MAX, Item, Sale
+from seckill.snapshot import Snapshot
+
+__all__ = [
+    "HealthDocument",
+    "ItemDocument",
+    "OrderDocument",
+    "OrderLine",
+    "OrderRequest",
+    "OutcomeDocument",
+    "PaymentRequest",
+    "ProblemDocument",
+    "SaleDocument",
+    "SaleEntry",
+    "SalesDocument",
+    "TimeDocument",
+    "encode",
+    "order_document",
+    "sale_document",
+    "sale_entry",
+]
+
+encode: Final = msgspec.json.Encoder().encode
+
+
+class OrderLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Units of one SKU."""
+
+    sku: Annotated[str, Meta(min_length=1, max_length=40)]
+    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
+
+
+class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A wish to buy. Lines of the same SKU are added up. ``attrs`` is opaque and travels in the
+    event untouched, 512 bytes of UTF-8 at most."""
+
+    items: Annotated[list[OrderLine], Meta(min_length=1, max_length=ITEMS_MAX)]
+    attrs: Annotated[str, Meta(max_length=ATTRS_BYTES_MAX)] = ""
+
+
+class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Money has arrived: ``payment`` is the payment's own id."""
+
+    payment: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class OrderDocument(msgspec.Struct, frozen=True):
+    """An order. ``deadline_ms`` is there while it is held or paying. The first of ``payments`` paid
+    for the order, all others are due for refund."""
+
+    id: str
+    sale: str
+    buyer: str
+    state: State
+    version: int
+    items: list[OrderLine]
+    amount_fen: int
+    deadline_ms: int | None
+    payments: tuple[str, ...]
+    refund: str | None
+
+
+class OutcomeDocument(msgspec.Struct, frozen=True):
+    """What was asked for holds now. ``code`` says since when: see the table in problems.py."""
+
+    code: str
+    order: OrderDocument
+
+
+class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """RFC 9457. ``code`` is stable, so decide by it; ``field`` names what was wrong in the request;
+    ``order`` is the order that stands in the way; ``request_id`` finds the line in our log."""
+
+    type: str
+    title: str
+    status: int
+    code: str
+    detail: str | None = None
+    field: str | None = None
+    order: OrderDocument | None = None
+    request_id: str | None = None
+
+
+class ItemDocument(msgspec.Struct, frozen=True):
+    """One SKU as a buyer sees it. The numbers of units stay with the merchant: a definition's total
+    is no longer true once stock was added, and what is left changes while it is being read."""
+
+    sku: str
+    title: str
+    price_fen: int
+    list_price_fen: int | None
+    list_price_basis: str | None
+    limit_per_buyer: int
+    sold_out: bool
+
+
+Phase = Literal["created", "not_started", "selling", "ended", "paused", "closed", "settled"]
+
+
+class SaleEntry(msgspec.Struct, frozen=True):
+    """A sale in the list, as of ``at_ms``."""
+
+    id: str
+    title: str
+    phase: Phase
+    at_ms: int
+    opens_ms: int
+    ends_ms: int
+
+
+class SaleDocument(msgspec.Struct, frozen=True):
+    """A sale as a buyer sees it, as of ``at_ms``. Limits of 0 are none; ``sold_out`` may become
+    false again, when a hold expires."""
+
+    id: str
+    title: str
+    phase: Phase
+    at_ms: int
+    opens_ms: int
+    ends_ms: int
+    hold_ms: int
+    pay_ms: int
+    limit_per_order: int
+    limit_per_buyer: int
+    items: list[ItemDocument]
+
+
+class SalesDocument(msgspec.Struct, frozen=True):
+    """A page of sales by id. ``after`` asks for the next page; null on the last."""
+
+    sales: list[SaleEntry]
+    after: str | None
+
+
+class TimeDocument(msgspec.Struct, frozen=True):
+    """``source`` is "sales" when this is the clock that sales go by, "intake" when there is no sale
+    yet and it is only ours."""
+
+    now_ms: int
+    source: Literal["sales", "intake"]
+
+
+class HealthDocument(msgspec.Struct, frozen=True):
+    """The answer of both health checks when they are green."""
+
+    status: Literal["ok"] = "ok"
+
+
+def order_document(order: Order) -> OrderDocument:
+    """An order for the wire."""
+    return OrderDocument(
+        order.id,
+        order.sale,
+        order.buyer,
+        order.state,
+        order.version,
+        [OrderLine(sku, quantity) for sku, quantity in order.items.items()],
+        order.amount_fen,
+        order.deadline_ms if order.state in (State.HELD, State.PAYING) else None,
+        order.payments,
+        order.refund or None,
+    )
+
+
+def sale_entry(sale: Sale, now: Snapshot) -> SaleEntry:
+    """A sale's line in the list. The window is the snapshot's: that one is enforced."""
+    return SaleEntry(sale.id, sale.title, _phase(now), now.at_ms, now.opens_ms, now.ends_ms)
+
+
+def sale_document(sale: Sale, now: Snapshot) -> SaleDocument:
+    """A sale for the wire."""
+    return SaleDocument(
+        sale.id,
+        sale.title,
+        _phase(now),
+        now.at_ms,
+        now.opens_ms,
+        now.ends_ms,
+        sale.hold_ms,
+        sale.pay_ms,
+        sale.limit_per_order,
+        sale.limit_per_buyer,
+        [_item_document(item, now) for item in sale.items],
+    )
+
+
+def _item_document(item: Item, now: Snapshot) -> ItemDocument:
+    return ItemDocument(
+        item.sku,
+        item.title,
+        item.price_fen,
+        item.list_price_fen,
+        item.list_price_basis,
+        item.limit_per_buyer,
+        now.stock[item.sku].available == 0,
+    )
+
+
+def _phase(now: Snapshot) -> Phase:
+    return now.phase.replace(" ", "_")  # type: ignore[return-value]

@@ -1,0 +1,367 @@
+"""The lane on a healthy server: batches, bounds, cancelled callers, error replies, the end."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from time import monotonic
+
+import pytest
+import redis
+
+from seckill.embedded import EmbeddedServer
+from seckill.engine import Engine
+from seckill.errors import EngineClosed, InvalidInput, Overloaded, ScriptFailed, ServerFull
+from seckill.keys import shard_keys
+from seckill.order import Outcome, order_id
+from seckill.status import Status
+from tests.faults.checker import observe, state_problems
+from tests.faults.proxy import Command, Fate, Proxy
+from tests.faults.sales import open_sale
+
+ONE = {"plain": 1}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
+    with EmbeddedServer(tmp_path_factory.mktemp("lane")) as running:
+        yield running
+
+
+def socket_of(server: EmbeddedServer) -> str:
+    return server.url.removeprefix("unix://")
+
+
+class Gate:
+    """A judge that holds every batch until it is opened."""
+
+    def __init__(self) -> None:
+        self.opened = asyncio.Event()
+        self.waiting = 0
+
+    async def __call__(self, command: Command) -> Fate:
+        if command.order_ids:
+            self.waiting += 1
+            await self.opened.wait()
+        return Fate.PASS
+
+    async def reached_by(self, batches: int) -> None:
+        """Waits until so many batches stand before the gate."""
+        async with asyncio.timeout(5):
+            while self.waiting < batches:
+                await asyncio.sleep(0.001)
+
+
+async def buy(engine: Engine, sale: str, buyer: object, sku: str = "plain") -> Outcome:
+    return await engine.reserve(sale, f"b{buyer}", "k", {sku: 1})
+
+
+def held(server: EmbeddedServer, sale: str) -> set[str]:
+    """The orders that exist, after a look at the whole sale."""
+    seen = observe(server.url, sale)
+    assert state_problems(seen) == []
+    return set(seen.orders)
+
+
+# -- batches ---------------------------------------------------------------------------------------
+
+
+async def test_a_lone_caller_waits_for_nobody(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+        sale = await open_sale(engine)
+        for buyer in range(20):
+            assert (await buy(engine, sale, buyer)).status is Status.CREATED
+        assert [len(batch) for batch in proxy.batches()] == [1] * 20
+
+
+async def test_a_lone_caller_is_as_fast_as_the_bare_call(server: EmbeddedServer) -> None:
+    """Against a timer hidden in the lane: the quickest of many is not far from a bare write."""
+    async with Engine(server.url) as engine:
+        sale = await open_sale(engine)
+        client = engine._ready()[0]
+        lane_s, bare_s = [], []
+        for buyer in range(100):
+            began = monotonic()
+            await buy(engine, sale, buyer)
+            between = monotonic()
+            await client.eval("return redis.call('INCR', KEYS[1])", 1, "bare")
+            lane_s.append(between - began)
+            bare_s.append(monotonic() - between)
+        assert min(lane_s) < 2 * min(bare_s) + 0.001
+
+
+async def test_batches_grow_under_load(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url, batch_max=100) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        proxy.judge = gate = Gate()
+        # While both slots are busy, whoever comes waits for the next batch.
+        calls = [asyncio.ensure_future(buy(engine, sale, "slot0"))]
+        await gate.reached_by(1)
+        calls.append(asyncio.ensure_future(buy(engine, sale, "slot1")))
+        await gate.reached_by(2)
+        calls += [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(230)]
+        await asyncio.sleep(0.01)
+        gate.opened.set()
+        outcomes = await asyncio.gather(*calls)
+        assert {outcome.status for outcome in outcomes} == {Status.CREATED}
+        sizes = [len(batch) for batch in proxy.batches()]
+        assert sizes[:3] == [1, 1, 1]
+        assert max(sizes) == 100, "batch_max is the most a batch has"
+        assert len(sizes) <= 6
+        assert len(held(server, sale)) == 233
+
+
+async def test_a_burst_is_shared_by_both_slots(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        proxy.judge = gate = Gate()
+        calls = [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(200)]
+        await gate.reached_by(2)
+        gate.opened.set()
+        await asyncio.gather(*calls)
+        sizes = [len(batch) for batch in proxy.batches()]
+        assert sizes == [1, 100, 100]
+        assert len({command.link for command in proxy.seen if command.order_ids}) == 2
+
+
+async def test_the_first_come_are_first_in_the_batch(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+        sale = await open_sale(engine, scarce=5)
+        await buy(engine, sale, "first")
+        outcomes = await asyncio.gather(*(buy(engine, sale, n, "scarce") for n in range(20)))
+        statuses = [outcome.status for outcome in outcomes]
+        assert statuses == [Status.CREATED] * 5 + [Status.SOLD_OUT] * 15
+
+
+async def test_a_double_click_in_one_batch_is_one_order(server: EmbeddedServer) -> None:
+    async with Engine(server.url) as engine:
+        sale = await open_sale(engine)
+        outcomes = await asyncio.gather(*(buy(engine, sale, "same") for _ in range(10)))
+        statuses = sorted(outcome.status for outcome in outcomes)
+        assert statuses == [Status.CREATED] + [Status.EXISTS] * 9
+        assert len({outcome.order.id for outcome in outcomes if outcome.order}) == 1
+        assert len(held(server, sale)) == 1
+
+
+# -- bounds and cancelled callers ------------------------------------------------------------------
+
+
+async def test_a_full_lane_says_so_at_once_and_sends_nothing(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url, lane_depth=4) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        proxy.judge = gate = Gate()
+        calls = []
+        for slot in (1, 2):
+            calls.append(asyncio.ensure_future(buy(engine, sale, f"slot{slot}")))
+            await gate.reached_by(slot)
+        calls += [asyncio.ensure_future(buy(engine, sale, f"waits{n}")) for n in range(4)]
+        await asyncio.sleep(0)
+        began = monotonic()
+        for turned_away in range(20):
+            with pytest.raises(Overloaded) as refusal:
+                await buy(engine, sale, f"away{turned_away}")
+            assert refusal.value.retry_after_ms > 0
+        assert monotonic() - began < 0.1
+        gate.opened.set()
+        assert {outcome.status for outcome in await asyncio.gather(*calls)} == {Status.CREATED}
+        sent = {order for command in proxy.seen for order in command.order_ids}
+        away = {order_id(sale, f"baway{n}", "k") for n in range(20)}
+        assert len(sent) == 7
+        assert not away & sent
+        # The lane has room again.
+        assert (await buy(engine, sale, "away0")).status is Status.CREATED
+
+
+async def test_a_cancelled_caller_does_not_harm_its_batch(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        proxy.judge = gate = Gate()
+        calls = [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(8)]
+        await gate.reached_by(1)
+        for call in calls[::3]:
+            call.cancel()
+        await asyncio.sleep(0.01)
+        gate.opened.set()
+        outcomes = await asyncio.gather(*calls, return_exceptions=True)
+        for buyer, outcome in enumerate(outcomes):
+            if buyer % 3 == 0:
+                assert isinstance(outcome, asyncio.CancelledError)
+            else:
+                assert isinstance(outcome, Outcome)
+                assert outcome.status is Status.CREATED
+        # It was on its way, so the order exists, and whoever asks again gets it.
+        again = await buy(engine, sale, 0)
+        assert again.status is Status.EXISTS
+        assert again.order is not None
+        assert again.order.id in held(server, sale)
+
+
+async def test_a_caller_cancelled_while_it_waits_is_never_sent(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        proxy.judge = gate = Gate()
+        calls = []
+        for slot in (1, 2):
+            calls.append(asyncio.ensure_future(buy(engine, sale, f"slot{slot}")))
+            await gate.reached_by(slot)
+        gone = asyncio.ensure_future(buy(engine, sale, "gone"))
+        stays = asyncio.ensure_future(buy(engine, sale, "stays"))
+        await asyncio.sleep(0.01)
+        gone.cancel()
+        gate.opened.set()
+        assert (await stays).status is Status.CREATED
+        await asyncio.gather(*calls)
+        assert order_id(sale, "bgone", "k") not in held(server, sale)
+
+
+# -- error replies ---------------------------------------------------------------------------------
+
+
+async def test_a_full_server_refuses_the_whole_batch_at_once(server: EmbeddedServer) -> None:
+    async with Engine(server.url, timeout_ms=5_000) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        with redis.Redis.from_url(server.url) as client:
+            client.config_set("maxmemory", "1mb")
+            try:
+                began = monotonic()
+                outcomes = await asyncio.gather(
+                    *(buy(engine, sale, buyer) for buyer in range(50)), return_exceptions=True
+                )
+                took_s = monotonic() - began
+            finally:
+                client.config_set("maxmemory", "0")
+        assert {type(outcome) for outcome in outcomes} == {ServerFull}
+        assert took_s < 2, "there is nothing to wait for"
+        assert len(held(server, sale)) == 1
+        assert (await buy(engine, sale, 0)).status is Status.CREATED
+
+
+@pytest.mark.parametrize("name", ["orders", "buyers", "holds", "events", "stock"])
+async def test_a_damaged_key_fails_its_batch_and_the_lane_goes_on(
+    server: EmbeddedServer, name: str
+) -> None:
+    async with Engine(server.url, timeout_ms=5_000) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        key = next(key for key in shard_keys(sale) if key.endswith(f":{name}"))
+        with redis.Redis.from_url(server.url) as client:
+            client.rename(key, "saved")
+            client.set(key, "damaged")
+            began = monotonic()
+            outcomes = await asyncio.gather(
+                *(buy(engine, sale, buyer) for buyer in range(50)), return_exceptions=True
+            )
+            took_s = monotonic() - began
+            client.rename("saved", key)
+        assert {type(outcome) for outcome in outcomes} == {ScriptFailed}
+        assert "WRONGTYPE" in str(outcomes[0])
+        assert took_s < 2
+        assert len(held(server, sale)) == 1, "a batch that failed has written nothing"
+        again = await asyncio.gather(*(buy(engine, sale, buyer) for buyer in range(50)))
+        assert {outcome.status for outcome in again} == {Status.CREATED}
+        assert len(held(server, sale)) == 51
+
+
+async def test_bad_input_reaches_no_batch(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        for items in ({}, {"plain": 0}, {"plain": -1}, {"plain": 10_001}):
+            with pytest.raises(InvalidInput):
+                await engine.reserve(sale, "b", "k", items)
+        assert len(proxy.batches()) == 1
+
+
+async def test_script_flush_is_not_noticed(server: EmbeddedServer) -> None:
+    async with Engine(server.url) as engine:
+        sale = await open_sale(engine)
+        created = 0
+        with redis.Redis.from_url(server.url) as client:
+            # Between batches, and then from somewhere in the middle of them.
+            for buyer in range(10):
+                client.script_flush()
+                created += (await buy(engine, sale, buyer)).status is Status.CREATED
+            for wave in range(10):
+                calls = [asyncio.ensure_future(buy(engine, sale, f"{wave}-{n}")) for n in range(80)]
+                for _ in range(wave):
+                    await asyncio.sleep(0)
+                client.script_flush()
+                outcomes = await asyncio.gather(*calls)
+                created += sum(outcome.status is Status.CREATED for outcome in outcomes)
+        assert created == 810
+        assert len(held(server, sale)) == 810
+
+
+# -- the server's time and the end -----------------------------------------------------------------
+
+
+async def test_a_sale_made_anew_sells_at_once(server: EmbeddedServer) -> None:
+    """A refusal of an unknown sale carries no time, so the lane must not learn from it."""
+    async with Engine(server.url) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        definition = await engine.sale(sale)
+        with redis.Redis.from_url(server.url) as client:
+            client.delete(*shard_keys(sale))
+        assert (await buy(engine, sale, "nobody")).status is Status.UNKNOWN_SALE
+        assert (await engine.create(definition)).status is Status.CREATED
+        assert (await engine.open(sale)).ok
+        assert (await buy(engine, sale, "again")).status is Status.CREATED
+
+
+async def test_aclose_answers_everything(server: EmbeddedServer) -> None:
+    engine = Engine(server.url)
+    await engine.start()
+    sale = await open_sale(engine)
+    await buy(engine, sale, "first")
+    calls = [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(1_000)]
+    await asyncio.sleep(0)
+    await engine.aclose()
+    done, open_calls = await asyncio.wait(calls, timeout=0)
+    assert not open_calls
+    assert {call.result().status for call in done} == {Status.CREATED}
+    assert len(held(server, sale)) == 1_001
+    with pytest.raises(EngineClosed):
+        await buy(engine, sale, "late")
+
+
+async def test_aclose_while_the_lane_opens_leaves_no_call_open(server: EmbeddedServer) -> None:
+    async with Proxy(socket_of(server)) as proxy:
+        engine = Engine(proxy.url, sweep_ms=0)
+        await engine.start()
+        sale = await open_sale(engine)
+        opening = asyncio.Event()
+
+        async def slowly(command: Command) -> Fate:
+            if command.args[0] == b"TIME":
+                opening.set()
+                await asyncio.sleep(0.05)
+            return Fate.PASS
+
+        proxy.judge = slowly
+        before = asyncio.all_tasks()
+        call = asyncio.ensure_future(buy(engine, sale, "first"))
+        await opening.wait()
+        await engine.aclose()
+        async with asyncio.timeout(5):
+            outcome = (await asyncio.gather(call, return_exceptions=True))[0]
+        if isinstance(outcome, Outcome):
+            assert order_id(sale, "bfirst", "k") in held(server, sale)
+        else:
+            assert isinstance(outcome, EngineClosed)
+            assert held(server, sale) == set()
+        await asyncio.sleep(0.05)
+        left = {
+            task
+            for task in asyncio.all_tasks() - before
+            if "Lane" in getattr(task.get_coro(), "__qualname__", "")
+        }
+        for task in left:
+            task.cancel()
+        assert not left, "a lane that opened during aclose lives on"

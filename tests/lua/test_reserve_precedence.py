@@ -1,0 +1,140 @@
+"""reserve.lua: when several refusals apply, the one named earlier in its header is the answer."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from itertools import combinations
+from typing import Any
+
+import pytest
+
+from seckill.status import Status
+from tests.lua.core import Core, Wish, header_text
+
+# The order of the header, written again. EXISTS and CONFLICT share the first place.
+PRECEDENCE = (
+    Status.EXISTS,
+    Status.UNKNOWN_SALE,
+    Status.UPGRADE_NEEDED,
+    Status.STALE_DEFINITION,
+    Status.UNKNOWN_SKU,
+    Status.PAUSED,
+    Status.NOT_OPEN,
+    Status.ENDED,
+    Status.NOT_ALLOWED,
+    Status.TOO_LATE,
+    Status.ORDER_LIMIT,
+    Status.SKU_LIMIT,
+    Status.BUYER_LIMIT,
+    Status.SOLD_OUT,
+    Status.INSUFFICIENT,
+    Status.CREATED,
+)
+
+CART = "0:2,1:2"
+FOREVER = 2**45
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What makes one answer apply: fields of the sale's hash, changed keys, a changed call."""
+
+    header: dict[str, Any] = field(default_factory=dict)
+    stock: dict[str, int] = field(default_factory=dict)
+    keys: Callable[[Core], object] = lambda _: None
+    wish: dict[str, Any] = field(default_factory=dict)
+    definition_id: str = ""
+
+
+def known(core: Core) -> None:
+    core.client.hset(core.keys[3], "o1", f"h1------900000|{CART}|ann")
+
+
+CONDITIONS = {
+    Status.EXISTS: Condition(keys=known),
+    Status.UNKNOWN_SALE: Condition(keys=lambda core: core.client.delete(core.keys[0])),
+    Status.UPGRADE_NEEDED: Condition(header={"format": 2}),
+    Status.STALE_DEFINITION: Condition(definition_id="another"),
+    Status.UNKNOWN_SKU: Condition(wish={"cart": CART + ",9"}),
+    Status.PAUSED: Condition(header={"state": "paused"}),
+    Status.NOT_OPEN: Condition(header={"opens_ms": FOREVER}),
+    Status.ENDED: Condition(header={"ends_ms": 1}),
+    Status.NOT_ALLOWED: Condition(
+        header={"max_lapsed": 3}, keys=lambda core: core.client.hset(core.keys[2], "ann", "0!3")
+    ),
+    Status.TOO_LATE: Condition(wish={"not_after": 1}),
+    Status.ORDER_LIMIT: Condition(header={"limit_per_order": 3}),
+    Status.SKU_LIMIT: Condition(stock={"0:limit": 1}),
+    Status.BUYER_LIMIT: Condition(header={"limit_per_buyer": 3}),
+    Status.SOLD_OUT: Condition(stock={"1:available": 0}),
+    Status.INSUFFICIENT: Condition(stock={"0:available": 1}),
+    Status.CREATED: Condition(),
+}
+
+
+def answer_when(core: Core, *statuses: Status) -> Status | str:
+    """The answer to one order while all these conditions hold."""
+    core.begin()
+    wish = Wish("o1", cart=CART)
+    # The last first: a sale that is to be deleted must not come back by a later HSET.
+    for status in sorted(statuses, key=PRECEDENCE.index, reverse=True):
+        condition = CONDITIONS[status]
+        if condition.header:
+            core.set_header(**condition.header)
+        if condition.stock:
+            core.client.hset(core.keys[1], mapping=condition.stock)
+        condition.keys(core)
+        wish = wish._replace(**condition.wish)
+        core.definition_id = condition.definition_id or core.definition_id
+    (answer,) = core.reserve(wish)
+    return answer
+
+
+def test_the_order_is_that_of_the_header() -> None:
+    _, _, listed = header_text("reserve").rpartition("is the answer:")
+    order = [Status[name] for name in re.findall(r"\b[A-Z][A-Z_]{3,}\b", listed)]
+    order.remove(Status.CONFLICT)
+    assert tuple(order) == PRECEDENCE
+
+
+@pytest.mark.parametrize("status", PRECEDENCE[1:], ids=lambda status: status.name)
+def test_each_condition_alone(core: Core, status: Status) -> None:
+    assert answer_when(core, status) is status
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    list(combinations(PRECEDENCE[1:-1], 2)),
+    ids=lambda status: status.name,
+)
+def test_the_earlier_of_two_wins(core: Core, first: Status, second: Status) -> None:
+    assert answer_when(core, first, second) is first
+
+
+@pytest.mark.parametrize("start", range(1, len(PRECEDENCE)), ids=lambda i: PRECEDENCE[i].name)
+def test_the_earliest_of_all_the_rest_wins(core: Core, start: int) -> None:
+    assert answer_when(core, *PRECEDENCE[start:]) is PRECEDENCE[start]
+
+
+@pytest.mark.parametrize("status", PRECEDENCE[1:], ids=lambda status: status.name)
+def test_a_known_order_is_found_whatever_else_holds(core: Core, status: Status) -> None:
+    answer = answer_when(core, Status.EXISTS, status)
+    if status is Status.UNKNOWN_SKU:
+        assert answer is Status.CONFLICT  # the cart is another one, that is all it says
+    else:
+        assert answer == core.record("o1")
+
+
+def test_an_old_worker_is_told_to_upgrade_by_its_own_format_too(core: Core) -> None:
+    core.begin()
+    core.format, core.definition_id = 2, "another"
+    assert core.reserve(Wish("o1", cart="9")) == [Status.UPGRADE_NEEDED]
+
+
+def test_sold_out_beats_insufficient_on_whichever_line_it_is(core: Core) -> None:
+    core.begin((0, 0), (1, 0), (0, 0))
+    assert core.reserve(Wish("o1", cart="0,1:2")) == [Status.SOLD_OUT]
+    assert core.reserve(Wish("o1", cart="1:2,2")) == [Status.SOLD_OUT]
+    assert core.reserve(Wish("o1", cart="1:2")) == [Status.INSUFFICIENT]

@@ -17,7 +17,7 @@ import random
 from collections import deque
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
@@ -44,22 +44,13 @@ BACKOFF_MAX_S: Final = 0.25
 _pack = msgspec.msgpack.encode
 
 
-class Answer(NamedTuple):
-    """What reserve.lua said of one order: a status or a record, and the deadline of a new hold."""
-
-    answer: int | bytes
-    deadline_ms: int
+Answer = tuple[int | bytes, int]
+"""What reserve.lua said of one order: a status or its record, and the deadline ms of a new hold."""
 
 
-class _Waiting(NamedTuple):
-    order_id: str
-    buyer: str
-    print6: str
-    not_after_ms: int
-    cart: str
-    attrs: str
-    future: asyncio.Future[Answer]
-    give_up_s: float
+# An order that waits: id, buyer, print, not_after ms, cart, attrs, the caller's future, and when it
+# gives up (monotonic seconds). A plain tuple, whose first six are the columns of the script call.
+_Waiting = tuple[str, str, str, int, str, str, "asyncio.Future[Answer]", float]
 
 
 class Lane:
@@ -125,7 +116,7 @@ class Lane:
         future: asyncio.Future[Answer] = self._loop.create_future()
         give_up_s = monotonic() + self._timeout_s
         self._waiting.append(
-            _Waiting(
+            (
                 order_id,
                 buyer,
                 print6,
@@ -136,7 +127,8 @@ class Lane:
                 give_up_s,
             )
         )
-        if self._free:
+        if len(self._waiting) == 1 and self._free:
+            # Whoever came before has woken a slot already; what that one leaves, it passes on.
             self._free.pop().set_result(None)
         return future
 
@@ -171,19 +163,21 @@ class Lane:
         waiting = self._waiting
         count = len(waiting)
         if count >= HALVE_FROM and self._free:
-            self._free.pop().set_result(None)
             count = (count + 1) // 2
         batch = []
         now_s = monotonic()
         for _ in range(min(count, self._batch_max)):
             order = waiting.popleft()
-            if order.future.done():
+            future, give_up_s = order[6], order[7]
+            if future.done():
                 continue
-            if order.give_up_s <= now_s:
+            if give_up_s <= now_s:
                 # It was never sent, so this much is certain.
-                order.future.set_exception(Overloaded(retry_after_ms=1000))
+                future.set_exception(Overloaded(retry_after_ms=1000))
                 continue
             batch.append(order)
+        if waiting and self._free:
+            self._free.pop().set_result(None)
         return batch
 
     async def _decide(self, slot: _Slot, batch: list[_Waiting]) -> None:
@@ -191,7 +185,7 @@ class Lane:
         backoff_s = BACKOFF_MIN_S
         while batch:
             try:
-                async with asyncio.timeout_at(self._loop.time() + batch[0].give_up_s - monotonic()):
+                async with asyncio.timeout_at(self._loop.time() + batch[0][7] - monotonic()):
                     reply = await slot.exchange(batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, every caller is told
                 if not isinstance(error, TimeoutError) and not is_transient(error):
@@ -201,7 +195,7 @@ class Lane:
                 # Whatever was in this socket must not be read as the answer to the next batch.
                 await slot.drop()
                 delay_s = backoff_s * random.uniform(0.5, 1.0)
-                await asyncio.sleep(max(0.0, min(delay_s, batch[0].give_up_s - monotonic())))
+                await asyncio.sleep(max(0.0, min(delay_s, batch[0][7] - monotonic())))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
                 batch = _still_waiting(batch)
             except asyncio.CancelledError:
@@ -213,16 +207,16 @@ class Lane:
                 self.learn_time(reply[0])
                 deadline_ms = reply[1]
                 for order, answer in zip(batch, reply[2:], strict=True):
-                    future = order.future
+                    future = order[6]
                     if not future.done():
-                        future.set_result(Answer(answer, deadline_ms))
+                        future.set_result((answer, deadline_ms))
                 return
 
 
 def _fail(batch: list[_Waiting], error: SeckillError) -> None:
     for order in batch:
-        if not order.future.done():
-            order.future.set_exception(error)
+        if not order[6].done():
+            order[6].set_exception(error)
 
 
 def _still_waiting(batch: list[_Waiting]) -> list[_Waiting]:
@@ -230,11 +224,12 @@ def _still_waiting(batch: list[_Waiting]) -> list[_Waiting]:
     now_s = monotonic()
     rest = []
     for order in batch:
-        if order.future.done():
+        future = order[6]
+        if future.done():
             continue
-        if order.give_up_s <= now_s:
-            order.future.set_exception(
-                OutcomeUnknown(f"no answer for order {order.order_id}; ask again with the same key")
+        if order[7] <= now_s:
+            future.set_exception(
+                OutcomeUnknown(f"no answer for order {order[0]}; ask again with the same key")
             )
         else:
             rest.append(order)

@@ -9,7 +9,7 @@ The text forms of cart and record are described in ``lua/lib/units.lua`` and ``l
 
 from __future__ import annotations
 
-from base64 import b64encode
+from binascii import b2a_base64 as _b64
 from collections.abc import Mapping
 from enum import StrEnum
 from hashlib import blake2b
@@ -39,6 +39,7 @@ QUANTITY_MAX: Final = 10_000
 NO_ATTRS: Final = "------"
 _SHARDS: Final = "0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 _ID_LENGTH: Final = 24
+_LETTERS_ONLY: Final = bytes.maketrans(b"+/", b"Zz")
 _UNKNOWN_INDEX: Final = 99_999
 
 
@@ -63,7 +64,7 @@ _STATES: Final = {
 }
 
 
-class Order(msgspec.Struct, frozen=True):
+class Order(msgspec.Struct, frozen=True, gc=False):
     """One order as of one version.
 
     ``items`` maps SKU to units. ``deadline_ms`` is Unix time on the server's clock; it means
@@ -83,7 +84,7 @@ class Order(msgspec.Struct, frozen=True):
     refund: str = ""
 
 
-class Outcome(msgspec.Struct, frozen=True):
+class Outcome(msgspec.Struct, frozen=True, gc=False):
     """The answer to a call: a status, and the order where there is one."""
 
     status: Status
@@ -98,11 +99,11 @@ class Outcome(msgspec.Struct, frozen=True):
 def order_id(sale: str, buyer: str, key: str, shard: int = 0) -> str:
     """The id of the order this buyer makes under this idempotency key: always the same.
 
-    24 characters: two for the shard, 22 of a digest (130 bits). Base64 whose two marks are mapped
+    24 characters: two for the shard, 22 of a digest (130 bits) in Base64 whose two marks are mapped
     onto letters, which costs a digest nothing that matters and is done in C.
     """
     digest = blake2b(f"{sale}\0{buyer}\0{key}".encode(), digest_size=17).digest()
-    text = b64encode(digest, b"Zz")[: _ID_LENGTH - 2].decode()
+    text = _b64(digest, newline=False).translate(_LETTERS_ONLY)[: _ID_LENGTH - 2].decode()
     return _SHARDS[shard // 62] + _SHARDS[shard % 62] + text
 
 
@@ -119,7 +120,8 @@ def attrs_print(attrs: str) -> str:
     """Six characters that stand for ``attrs`` when a retry is compared with its original."""
     if not attrs:
         return NO_ATTRS
-    return b64encode(blake2b(attrs.encode(), digest_size=5).digest(), b"Zz")[:6].decode()
+    digest = blake2b(attrs.encode(), digest_size=5).digest()
+    return _b64(digest, newline=False).translate(_LETTERS_ONLY)[:6].decode()
 
 
 def cart_text(sale: Sale, items: Mapping[str, int]) -> str:

@@ -47,7 +47,7 @@ class Reaper:
         """Stops sweeping. A sweep cut off in the middle is one that Redis finishes alone."""
         task, self._task = self._task, None
         while task is not None and not task.done():
-            # More than once, because what we await may swallow it: asyncio.wait_for does before 3.12.
+            # More than once: what we await may swallow it, as asyncio.wait_for does before 3.12.
             task.cancel()
             await asyncio.wait({task}, timeout=0.1)
 

@@ -12,7 +12,6 @@ from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import web
-from multidict import istr
 
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
@@ -38,8 +37,8 @@ CLOCK: Final = web.AppKey("clock", Clock)
 
 BODY_BYTES_MAX: Final = 64 * 1024
 
-_BUYER: Final = istr("Seckill-Buyer")
-_KEY: Final = istr("Idempotency-Key")
+_BUYER: Final = "Seckill-Buyer"
+_KEY: Final = "Idempotency-Key"
 _JSON: Final = "application/json"
 # How msgspec ends a message about a part of the body, and how it names what should (not) be there.
 _AT: Final = " - at `$"
@@ -112,7 +111,7 @@ def reply(
     return web.Response(body=encode(document), status=http, headers=headers)
 
 
-def _header(request: web.Request, name: istr) -> str | None:
+def _header(request: web.Request, name: str) -> str | None:
     values = request.headers.getall(name, ())
     if len(values) > 1:
         # Whoever stands before us may look at the first and we at the last.

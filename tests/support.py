@@ -92,15 +92,17 @@ async def travel(engine: Engine, sale: str, ms: int) -> None:
 
 
 def rewind(client: redis.Redis, sale: str, ms: int) -> None:
-    """As if this sale had last been touched ``ms`` earlier than it was: an outage of that length,
-    or a clock that jumped. The stream is written anew, for its ids carry the sale's time."""
+    """As if all of this sale had happened ``ms`` earlier than it did, and nobody had touched it
+    since: an outage of that length, or a clock that jumped. The stream is written anew, for its
+    ids carry the sale's time."""
     keys = shard_keys(sale)
     entries: Any = client.xrange(keys[6])
     client.delete(keys[6])
     for entry_id, fields in entries:
         at, _, seq = entry_id.decode().partition("-")
         client.xadd(keys[6], fields, id=f"{int(at) - ms}-{seq}")
-    client.hincrby(keys[0], "last_ms", -ms)
+    for field in ("last_ms", "origin_ms", "opens_ms", "ends_ms"):
+        client.hincrby(keys[0], field, -ms)
 
 
 def dump(client: redis.Redis, sale: str) -> Dump:

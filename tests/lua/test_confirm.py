@@ -68,7 +68,7 @@ def test_money_in_time(core: Core, is_paying: bool) -> None:
     assert core.stock(1) == (9, 0, 1, 10)
     assert core.purse() == "0:2,1"
     event = core.events()[-1]
-    assert event == (3 + is_paying, reply.now_ms, "o1", f"confirmed|p1|{reply.record}")
+    assert event == (4 + is_paying, reply.now_ms, "o1", f"confirmed|p1|{reply.record}")
 
 
 def test_a_deadline_alone_takes_nothing_only_the_sweep_does(core: Core) -> None:

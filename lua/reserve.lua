@@ -7,8 +7,8 @@ accepted or none. A known id is answered with its record and never taken twice.
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] format  [2] definition id  [3] the batch in msgpack, by columns of equal length:
          {order ids, buyers, prints, not_after ms, carts (lib/units), attrs}, at most 1,000 lines
-Returns  {sale time ms, deadline ms of what was created, answer, answer, …}: a status for each order,
-         or its record where the order exists
+Returns  {server time ms (0: no such sale), deadline ms of what was created, answer, answer, …}: a
+         status for each order, or its record where the order exists
 Events   held; up to 32 orders share one stream entry, a field each, and the entry's id carries the
          seq of the last: one XADD an order would be a third of the script's time and 12 bytes more
 
@@ -112,7 +112,7 @@ if sale then
 end
 
 -- From here on nothing is read any more, so the events can be written as the orders are decided.
-local answers = { now_ms, deadline_ms }
+local answers = { sale and sale.wall_ms or 0, deadline_ms }
 local made, changed, touched = {}, {}, {}
 local records, fifo, events = {}, {}, {}
 local taken, prefix = 0, string.format('%d-', now_ms)

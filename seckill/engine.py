@@ -8,9 +8,7 @@ import asyncio
 import os
 import socket
 from collections.abc import AsyncIterator, Mapping
-from functools import partial
 from pathlib import Path
-from time import monotonic
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
@@ -18,26 +16,18 @@ import msgspec
 
 from seckill import order as orders
 from seckill import redis as servers
-from seckill.errors import (
-    EngineClosed,
-    InvalidInput,
-    OutcomeUnknown,
-    RedisUnavailable,
-    UnknownSale,
-)
+from seckill.calls import Calls
+from seckill.errors import InvalidInput, UnknownSale
 from seckill.keys import SALES, shard_keys
-from seckill.lane import BACKOFF_MAX_S, BACKOFF_MIN_S, Lane
+from seckill.lane import Lane
 from seckill.order import Order, Outcome
 from seckill.reaper import Reaper
 from seckill.sale import Sale, check_attrs, check_buyer, check_key, check_payment, check_sale_id
-from seckill.scripts import FORMAT, script
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
 from seckill.stream import Event, consume, read_all
 
 if TYPE_CHECKING:
-    from redis.asyncio import ConnectionPool, Redis
-
     from seckill.embedded import EmbeddedServer
 
 __all__ = ["Engine", "StockOutcome"]
@@ -111,11 +101,16 @@ class Engine:
         self._batch_max = batch_max
         self._sweep_ms = sweep_ms
         self._server: EmbeddedServer | None = None
-        self._pool: ConnectionPool | None = None
-        self._client: Redis | None = None
+        self._calls = Calls(timeout_ms=timeout_ms)
+        self._started = False
         self._shards: dict[str, _Shard] = {}
         self._reaper: Reaper | None = None
         self.facts: servers.ServerFacts | None = None
+
+    @property
+    def started(self) -> bool:
+        """Whether calls are taken: between start and aclose."""
+        return self._started
 
     @classmethod
     def embedded(cls, data_dir: str | Path, **options: Any) -> Self:
@@ -148,24 +143,18 @@ class Engine:
 
         Raises UnsuitableServer, RedisUnavailable, EmbeddedError or InvalidInput (the URL).
         """
-        if self._client is not None:
+        if self._started:
             return
-        if self._server is not None:
-            self.url = await asyncio.to_thread(self._server.start)
         try:
-            # No timeout of redis-py's: every call and every batch here has one of its own.
-            self._pool = servers.connect_pool(self.url, connections=32, timeout_s=None)
-            client = servers.connect_client(self._pool)
-            async with asyncio.timeout(max(servers.CONNECT_SECONDS, self._timeout_ms / 1000)):
-                self.facts = await servers.check_server(
-                    client, self._durability, allow_unverified=self._allow_unverified
-                )
-        except BaseException as error:
+            if self._server is not None:
+                self.url = await asyncio.to_thread(self._server.start)
+            self.facts = await self._calls.open(
+                self.url, self._durability, allow_unverified=self._allow_unverified
+            )
+        except BaseException:
             await self.aclose()
-            if isinstance(error, TimeoutError):
-                raise RedisUnavailable("the server does not answer") from None
             raise
-        self._client = client
+        self._started = True
         if self._sweep_ms:
             self._reaper = Reaper(self._expire, self._unsettled, interval_ms=self._sweep_ms)
             self._reaper.start()
@@ -176,11 +165,9 @@ class Engine:
             await self._reaper.stop()
             self._reaper = None
         shards, self._shards = list(self._shards.values()), {}
-        self._client = None
+        self._started = False
         await asyncio.gather(*(shard.lane.aclose() for shard in shards if shard.lane))
-        if self._pool is not None:
-            await self._pool.disconnect()
-            self._pool = None
+        await self._calls.aclose()
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
 
@@ -188,16 +175,16 @@ class Engine:
 
     async def create(self, sale: Sale) -> Outcome:
         """Writes a sale. CREATED, EXISTS (the same definition), CONFLICT (another one)."""
-        client, facts = self._ready()
+        client = self._calls.client
         # First into the list: a listed sale that does not exist is harmless, the reverse is not.
-        await self._attempt(lambda: client.sadd(SALES, sale.id))
+        await self._calls.attempt(lambda: client.sadd(SALES, sale.id))
         items = [part for item in sale.items for part in (item.total, item.limit_per_buyer)]
-        reply = await self._run(
+        reply = await self._calls.run(
             "create",
             shard_keys(sale.id),
             sale.definition_id,
             sale.definition(),
-            facts.run_id if facts else "",
+            self.facts.run_id if self.facts else "",
             sale.opens_ms,
             sale.ends_ms,
             sale.hold_ms,
@@ -232,18 +219,22 @@ class Engine:
 
     async def sales(self) -> list[str]:
         """The ids of all sales on this server, sorted."""
-        client, _ = self._ready()
-        members: Any = await self._attempt(lambda: client.smembers(SALES))
+        members = await self._calls.attempt(lambda: self._calls.client.smembers(SALES))
         return sorted(member.decode() for member in members)
 
     async def sale(self, sale: str) -> Sale:
         """A sale's definition. Raises UnknownSale."""
         return (await self._shard(sale)).sale
 
+    async def now_ms(self) -> int:
+        """The server's clock, in Unix milliseconds. All times of a sale are on this clock."""
+        seconds, micros = await self._calls.attempt(lambda: self._calls.client.time())
+        return int(seconds) * 1_000 + int(micros) // 1_000
+
     async def snapshot(self, sale: str) -> Snapshot:
         """One consistent picture of a sale. Raises UnknownSale."""
         shard = await self._shard(sale)
-        reply = await self._run("inspect", shard.keys)
+        reply = await self._calls.run("inspect", shard.keys)
         if reply[0] == Status.UNKNOWN_SALE:
             raise UnknownSale(sale)
         return read_snapshot(shard.sale, reply)
@@ -264,7 +255,7 @@ class Engine:
         index = shard.sale.sku_index.get(sku)
         if index is None:
             return StockOutcome(Status.UNKNOWN_SKU, 0, 0)
-        reply = await self._run(
+        reply = await self._calls.run(
             "add_stock", shard.keys, shard.sale.definition_id, index, units, key
         )
         return StockOutcome(Status(reply[0]), reply[2], reply[3])
@@ -353,9 +344,8 @@ class Engine:
         Raises UnknownSale.
         """
         shard = await self._shard(sale)
-        client, _ = self._ready()
         orders.order_id_shard(order)
-        record: Any = await self._attempt(lambda: client.hget(shard.keys[3], order))
+        record = await self._calls.attempt(lambda: self._calls.client.hget(shard.keys[3], order))
         if record is None:
             return None
         found = self._decode(shard, order, record)
@@ -403,25 +393,26 @@ class Engine:
     async def history(self, sale: str, *, through_seq: int | None = None) -> AsyncIterator[Event]:
         """Every event of a sale from the first, without a group. Raises UnknownSale."""
         shard = await self._shard(sale)
-        client, _ = self._ready()
+        client = self._calls.client
         async for event in read_all(client, shard.sale, shard.origin_ms, through_seq=through_seq):
             yield event
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _ready(self) -> tuple[Redis, servers.ServerFacts | None]:
-        if self._client is None:
-            raise EngineClosed("the engine is not started; use `async with Engine(…)`")
-        return self._client, self.facts
+    def _ready(self) -> Any:
+        return self._calls.client, self.facts
+
+    @property
+    def _client(self) -> Any:
+        return self._calls.client
 
     async def _shard(self, sale: str) -> _Shard:
         shard = self._shards.get(sale)
         if shard is None:
-            client, _ = self._ready()
             check_sale_id(sale, "sale")
             key = shard_keys(sale)[0]
-            definition, origin_ms = await self._attempt(
-                lambda: client.hmget(key, "definition", "origin_ms")
+            definition, origin_ms = await self._calls.attempt(
+                lambda: self._calls.client.hmget(key, "definition", "origin_ms")
             )
             if definition is None:
                 raise UnknownSale(sale)
@@ -432,11 +423,8 @@ class Engine:
     async def _open_lane(self, shard: _Shard) -> Lane:
         async with shard.starting:
             if shard.lane is None:
-                pool = self._pool
-                if pool is None:
-                    raise EngineClosed("the engine is not started; use `async with Engine(…)`")
                 lane = Lane(
-                    pool.make_connection,
+                    self._calls.connection,
                     shard.keys,
                     shard.sale.definition_id,
                     timeout_ms=self._timeout_ms,
@@ -458,7 +446,7 @@ class Engine:
 
     async def _on_sale(self, verb: str, sale: str, *args: Any) -> Outcome:
         check_sale_id(sale, "sale")
-        reply = await self._run(verb, shard_keys(sale), *args)
+        reply = await self._calls.run(verb, shard_keys(sale), *args)
         return Outcome(Status(reply[0]))
 
     async def _on_order(self, verb: str, sale: str, order: str, *args: Any) -> Outcome:
@@ -467,75 +455,28 @@ class Engine:
             shard = await self._shard(sale)
         except UnknownSale:
             return Outcome(Status.UNKNOWN_SALE)
-        reply = await self._run(verb, shard.keys, order, *args)
+        reply = await self._calls.run(verb, shard.keys, order, *args)
         found = self._decode(shard, order, reply[2]) if reply[2] else None
         return Outcome(Status(reply[0]), found)
 
     async def _expire(self, sale: str, look_at: int) -> tuple[Status, bool]:
         """One sweep: the script's status, and whether more may be due."""
-        reply = await self._run("expire", shard_keys(sale), look_at)
+        reply = await self._calls.run("expire", shard_keys(sale), look_at)
         return Status(reply[0]), bool(reply[3])
 
     async def _unsettled(self) -> list[str]:
         """The sales whose deadlines still matter."""
-        client, _ = self._ready()
         names = await self.sales()
-        running = []
-        for name in names:
-            key = shard_keys(name)[0]
-            state: Any = await self._attempt(partial(client.hget, key, "state"))
-            if state not in (None, b"settled", b"created"):
-                running.append(name)
-        return running
 
-    async def _run(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
-        """Runs a script until it answers or the time is over. Every verb may be repeated."""
-        from redis.exceptions import NoScriptError
+        async def states() -> list[bytes | None]:
+            async with self._calls.client.pipeline(transaction=False) as pipe:
+                for name in names:
+                    pipe.execute_command("HGET", shard_keys(name)[0], "state")
+                return await pipe.execute()
 
-        client, _ = self._ready()
-        code = script(verb)
-
-        async def call() -> Any:
-            try:
-                return await client.evalsha(code.sha, len(keys), *keys, FORMAT, *args)
-            except NoScriptError:
-                return await client.eval(code.source, len(keys), *keys, FORMAT, *args)
-
-        return await self._attempt(call)
-
-    async def _attempt(self, call: Any) -> Any:
-        give_up_s = monotonic() + self._timeout_ms / 1000
-        backoff_s = BACKOFF_MIN_S
-        sent = False
-        while True:
-            try:
-                async with asyncio.timeout(max(0.0, give_up_s - monotonic())):
-                    return await call()
-            except Exception as error:
-                if not isinstance(error, TimeoutError) and not servers.is_transient(error):
-                    if _is_ours(error):
-                        raise
-                    raise servers.refusal_of(error) from None
-                sent = sent or not _never_sent(error)
-                if monotonic() + backoff_s >= give_up_s:
-                    if sent:
-                        raise OutcomeUnknown(f"no answer in time: {error}") from None
-                    raise RedisUnavailable(f"no Redis answers there: {error}") from None
-                await asyncio.sleep(backoff_s)
-                backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
-
-
-def _is_ours(error: Exception) -> bool:
-    from redis.exceptions import RedisError
-
-    return not isinstance(error, RedisError)
-
-
-def _never_sent(error: Exception) -> bool:
-    """Whether the connection could not even be made."""
-    return isinstance(error, OSError) or str(error).startswith(
-        ("Error 2 ", "Error 111 ", "Error 61 ")
-    )
+        found = await self._calls.attempt(states) if names else []
+        idle = (None, b"settled", b"created")
+        return [name for name, state in zip(names, found, strict=True) if state not in idle]
 
 
 def _buyer(buyer: str) -> str:

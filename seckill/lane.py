@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from seckill.calls import BACKOFF_MAX_S, BACKOFF_MIN_S
 from seckill.errors import (
     EngineClosed,
     OutcomeUnknown,
@@ -38,8 +39,6 @@ __all__ = ["Answer", "Lane"]
 
 SLOTS: Final = 2
 HALVE_FROM: Final = 32
-BACKOFF_MIN_S: Final = 0.01
-BACKOFF_MAX_S: Final = 0.25
 
 _pack = msgspec.msgpack.encode
 
@@ -106,8 +105,8 @@ class Lane:
     ) -> asyncio.Future[Answer]:
         """Queues an order. Cancelling the future harms nobody else.
 
-        Raises Overloaded when the lane is full. The future may raise OutcomeUnknown, Overloaded
-        (it was never sent), ServerFull or ScriptFailed.
+        Raises Overloaded when the lane is full. The future may raise OutcomeUnknown, Overloaded or
+        RedisUnavailable (it was never sent), ServerFull or ScriptFailed.
         """
         if self._closing or self._offset_ms is None:
             raise EngineClosed("the engine is shutting down")
@@ -181,12 +180,15 @@ class Lane:
         return batch
 
     async def _decide(self, slot: _Slot, batch: list[_Waiting]) -> None:
-        """Sends a batch until it is answered or every caller has been told "unknown"."""
+        """Sends a batch until it is answered or every caller's time is over."""
         backoff_s = BACKOFF_MIN_S
+        sent = False
         while batch:
             try:
                 async with asyncio.timeout_at(self._loop.time() + batch[0][7] - monotonic()):
-                    reply = await slot.exchange(batch)
+                    connection = slot.connection or await slot.open()
+                    sent = True
+                    reply = await slot.exchange(connection, batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, every caller is told
                 if not isinstance(error, TimeoutError) and not is_transient(error):
                     await slot.drop()
@@ -197,14 +199,15 @@ class Lane:
                 delay_s = backoff_s * random.uniform(0.5, 1.0)
                 await asyncio.sleep(max(0.0, min(delay_s, batch[0][7] - monotonic())))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
-                batch = _still_waiting(batch)
+                batch = _still_waiting(batch, error, sent=sent)
             except asyncio.CancelledError:
                 _fail(batch, OutcomeUnknown("the engine was stopped before the answer came"))
                 raise
             else:
                 self.batches += 1
                 self.orders += len(batch)
-                self.learn_time(reply[0])
+                if reply[0]:
+                    self.learn_time(reply[0])
                 deadline_ms = reply[1]
                 for order, answer in zip(batch, reply[2:], strict=True):
                     future = order[6]
@@ -219,8 +222,8 @@ def _fail(batch: list[_Waiting], error: SeckillError) -> None:
             order[6].set_exception(error)
 
 
-def _still_waiting(batch: list[_Waiting]) -> list[_Waiting]:
-    """Tells those whose time is over that their outcome is unknown, and returns the others."""
+def _still_waiting(batch: list[_Waiting], error: Exception, *, sent: bool) -> list[_Waiting]:
+    """Tells those whose time is over what is known of their order, and returns the others."""
     now_s = monotonic()
     rest = []
     for order in batch:
@@ -230,6 +233,8 @@ def _still_waiting(batch: list[_Waiting]) -> list[_Waiting]:
         if order[7] <= now_s:
             future.set_exception(
                 OutcomeUnknown(f"no answer for order {order[0]}; ask again with the same key")
+                if sent
+                else RedisUnavailable(f"no Redis answers there: {error}")
             )
         else:
             rest.append(order)
@@ -242,23 +247,20 @@ class _Slot:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._script = script("reserve")
-        self._connection: AbstractConnection | None = None
+        self.connection: AbstractConnection | None = None
 
     async def open(self) -> AbstractConnection:
-        connection = self._connection
-        if connection is None:
-            # Before it is connected, so that drop() closes a half-open one.
-            connection = self._connection = self._lane._connect()
-            await connection.connect()
-            seconds, micros = await self._call(connection, "TIME")
-            self._lane.learn_time(int(seconds) * 1000 + int(micros) // 1000)
-            await self._call(connection, "SCRIPT", "LOAD", self._script.source)
+        # Kept before it is connected, so that drop() closes a half-open one.
+        connection = self.connection = self._lane._connect()
+        await connection.connect()
+        seconds, micros = await self._call(connection, "TIME")
+        self._lane.learn_time(int(seconds) * 1000 + int(micros) // 1000)
+        await self._call(connection, "SCRIPT", "LOAD", self._script.source)
         return connection
 
-    async def exchange(self, batch: list[_Waiting]) -> list[Any]:
+    async def exchange(self, connection: AbstractConnection, batch: list[_Waiting]) -> list[Any]:
         from redis.exceptions import NoScriptError
 
-        connection = self._connection or await self.open()
         columns = list(zip(*batch, strict=True))[:6]
         command = ("EVALSHA", self._script.sha, *self._lane._head, _pack(columns))
         try:
@@ -275,6 +277,6 @@ class _Slot:
         return reply
 
     async def drop(self) -> None:
-        connection, self._connection = self._connection, None
+        connection, self.connection = self.connection, None
         if connection is not None:
             await connection.disconnect(nowait=True)

@@ -20,7 +20,7 @@ from seckill.errors import (
 )
 
 if TYPE_CHECKING:
-    from redis.asyncio import ConnectionPool, Redis
+    from redis.asyncio import BlockingConnectionPool, Redis
 
 __all__ = [
     "Durability",
@@ -29,6 +29,7 @@ __all__ = [
     "connect_client",
     "connect_pool",
     "is_transient",
+    "never_connected",
     "refusal_of",
 ]
 
@@ -46,7 +47,7 @@ class ServerFacts(msgspec.Struct, frozen=True):
     unverified: tuple[str, ...] = ()
 
 
-def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> ConnectionPool:
+def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> BlockingConnectionPool:
     """A pool for this URL, whose connections never retry by themselves.
 
     A retry below us would run a script again that its caller has given up, so every retry is ours.
@@ -76,7 +77,7 @@ def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> Conn
         raise InvalidInput("url", str(error), "write redis://host:6379/0") from None
 
 
-def connect_client(pool: ConnectionPool) -> Redis:
+def connect_client(pool: BlockingConnectionPool) -> Redis:
     """A client on this pool, with redis-py's own retries off."""
     from redis.asyncio import Redis
 
@@ -105,6 +106,13 @@ def is_transient(error: Exception) -> bool:
     if isinstance(error, (*broken, OSError, EOFError)):
         return True
     return str(error).startswith(_TRANSIENT_WORDS)
+
+
+def never_connected(error: Exception) -> bool:
+    """Whether the connection could not even be made, so that nothing was sent."""
+    if isinstance(error, TimeoutError):
+        return False  # An OSError too, but one that says nothing of what was sent.
+    return isinstance(error, OSError) or str(error).startswith(("Error 2 ", "Error 111 "))
 
 
 def refusal_of(error: Exception) -> SeckillError:

@@ -107,10 +107,7 @@ def rewind(client: redis.Redis, sale: str, ms: int) -> None:
 
 def dump(client: redis.Redis, sale: str) -> Dump:
     """Everything Redis holds of a sale, by the name of the key, in a form that compares."""
-    return {
-        name: _dump_key(client, key)
-        for name, key in zip(NAMES, shard_keys(sale), strict=True)
-    }
+    return {name: _dump_key(client, key) for name, key in zip(NAMES, shard_keys(sale), strict=True)}
 
 
 def _dump_key(client: redis.Redis, key: str) -> Any:

@@ -4,8 +4,8 @@
     Observed  the server's keys at one moment, read raw and without the engine
     check     both together: valid, invalid with the problems, or unknown
 
-It shares no code with the engine but the names of the keys, and replays the events with a twin of a
-few lines. It knows sales without refunds, stock changes and late payments; anything else is unknown.
+It shares no code with the engine but the names of the keys, and replays the events with a twin of
+a few lines. It knows sales without refunds, stock changes and late payments; the rest is unknown.
 """
 
 from __future__ import annotations
@@ -93,9 +93,10 @@ class SeenEvent(msgspec.Struct):
 
 
 class Observed(msgspec.Struct):
-    """What one transaction has read."""
+    """What one transaction has read. ``totals``: the units of the sale's definition."""
 
     seq: int
+    totals: dict[str, int]
     stock: dict[str, SeenStock]
     orders: dict[str, SeenOrder]
     events: list[SeenEvent]
@@ -105,12 +106,15 @@ def observe(url: str, sale: str) -> Observed:
     """Reads a sale. All of it in one transaction, so that nothing happens in between."""
     sale_key, stock_key, _, orders_key, _, _, events_key = shard_keys(sale)
     with redis.Redis.from_url(url) as client, client.pipeline(transaction=True) as pipe:
-        pipe.hget(sale_key, "seq")
+        pipe.hmget(sale_key, "seq", "definition")
         pipe.hgetall(stock_key)
         pipe.hgetall(orders_key)
         # By a script, because redis-py would make a dict of the fields and so swallow a double.
         pipe.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, events_key)
-        seq, stock, orders, entries = pipe.execute()
+        (seq, definition), stock, orders, entries = pipe.execute()
+    if seq is None:
+        # A crash may take the whole sale with it; then everything that was acknowledged is lost.
+        return Observed(0, {}, {}, {}, [])
     rows: dict[str, dict[str, int]] = {}
     for field, value in stock.items():
         index, _, name = field.decode().partition(":")
@@ -127,6 +131,7 @@ def observe(url: str, sale: str) -> Observed:
         ]
     return Observed(
         int(seq),
+        {str(index): item["total"] for index, item in enumerate(json.loads(definition)["items"])},
         {index: SeenStock(**row) for index, row in rows.items()},
         {order.decode(): _read_record(record.decode()) for order, record in orders.items()},
         events,
@@ -218,7 +223,7 @@ def state_problems(seen: Observed) -> list[str]:
     if [event.seq for event in seen.events] != list(range(1, seen.seq + 1)):
         problems.append(f"seq: {len(seen.events)} events are not the numbers 1 to {seen.seq}")
     states: dict[str, str] = {}
-    twin = {index: SeenStock(row.total, 0, 0, row.total) for index, row in seen.stock.items()}
+    twin = {index: SeenStock(total, 0, 0, total) for index, total in seen.totals.items()}
     for event in seen.events:
         if event.subject == "sale":
             continue
@@ -226,7 +231,7 @@ def state_problems(seen: Observed) -> list[str]:
         state = states.get(event.subject, "")
         if state not in before:
             rule = "double" if event.kind == "held" else "state"
-            problems.append(f"{rule}: {event.subject} is {event.kind} at {event.seq} from {state!r}")
+            problems.append(f"{rule}: {event.subject} is {event.kind} when {state!r}")
         states[event.subject] = after
         order = seen.orders.get(event.subject)
         if order is None:
@@ -241,11 +246,12 @@ def state_problems(seen: Observed) -> list[str]:
             problems.append(
                 f"state: {order_id} is {order.state!r}, its events say {states.get(order_id)!r}"
             )
-    for index, row in seen.stock.items():
-        if row.available + row.held + row.confirmed != row.total:
+    for index, wanted in twin.items():
+        row = seen.stock.get(index)
+        if row is None or row.available + row.held + row.confirmed != row.total:
             problems.append(f"conservation: SKU {index} has {row}")
-        if row != twin[index]:
-            problems.append(f"conservation: SKU {index} has {row}, its events say {twin[index]}")
+        if row != wanted:
+            problems.append(f"conservation: SKU {index} has {row}, its events say {wanted}")
     return problems
 
 

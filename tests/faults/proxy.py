@@ -1,9 +1,9 @@
 """A proxy between an engine and its server that cuts, holds and delays whole commands.
 
 Each test writes a judge: an async function that sees a command before the server does, may wait as
-long as it likes, and says what becomes of it. Commands of one connection are judged one by one. A
-command that has been passed reaches the server even when its sender has hung up meanwhile: that is
-what a socket's buffer does, too.
+long as it likes, and says what becomes of it; or answers itself, with the bytes of a reply.
+Commands of one connection are judged one by one. A command that has been passed reaches the server
+even when its sender has hung up meanwhile: that is what a socket's buffer does, too.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from seckill.scripts import script
 
 __all__ = ["Command", "Fate", "Judge", "Proxy", "let_pass"]
 
-RESERVE_SHA = script("reserve").sha.encode()
+RESERVE = (script("reserve").sha.encode(), script("reserve").source.encode())
 
 
 class Fate(Enum):
@@ -43,7 +43,7 @@ class Command:
         self.link = link
         self.reply: Any = None
         self.columns: list[list[Any]] | None = None
-        if args[0].upper() == b"EVALSHA" and args[1] == RESERVE_SHA:
+        if args[0] in (b"EVALSHA", b"EVAL") and args[1] in RESERVE:
             self.columns = msgspec.msgpack.decode(args[-1])
 
     @property
@@ -63,7 +63,7 @@ class Command:
         return b"".join(parts)
 
 
-Judge = Callable[[Command], Awaitable[Fate]]
+Judge = Callable[[Command], Awaitable[Fate | bytes]]
 
 
 async def let_pass(_: Command) -> Fate:
@@ -72,7 +72,7 @@ async def let_pass(_: Command) -> Fate:
 
 
 class Proxy:
-    """Listens on a unix socket and forwards to the server's socket ``target``, which may be moved.
+    """Listens on a unix socket and forwards to the server at the URL ``target``, which may change.
 
     ``seen`` keeps what came in, ``passed`` what was handed to the server. ``reply_delay_s`` keeps
     every reply back for that long, ``replies_open`` all of them while it is cleared.
@@ -92,7 +92,7 @@ class Proxy:
 
     async def __aenter__(self) -> Self:
         # A unix socket's path is limited to about 100 bytes, so pytest's tmp_path will not do.
-        self._folder = tempfile.mkdtemp(prefix="seckill-proxy-", dir="/tmp")  # noqa: S108
+        self._folder = tempfile.mkdtemp(prefix="seckill-proxy-", dir="/tmp")
         self.url = f"unix://{self._folder}/p.sock"
         self._server = await asyncio.start_unix_server(self._accept, f"{self._folder}/p.sock")
         return self
@@ -143,7 +143,9 @@ class _Link:
         self._cut_after: Command | None = None
 
     async def run(self) -> None:
-        from_server, to_server = await asyncio.open_unix_connection(self._proxy.target)
+        from_server, to_server = await asyncio.open_unix_connection(
+            self._proxy.target.removeprefix("unix://")
+        )
         try:
             halves = [
                 asyncio.ensure_future(self._requests(to_server)),
@@ -168,6 +170,9 @@ class _Link:
                 command = Command(args, self._number)
                 self._proxy.seen.append(command)
                 fate = await self._proxy.judge(command)
+                if isinstance(fate, bytes):
+                    self._to_engine.write(fate)
+                    continue
                 if fate is Fate.CUT_BEFORE:
                     return
                 raw = command.raw()

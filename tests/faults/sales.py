@@ -1,14 +1,18 @@
-"""Small sales for tests that break things."""
+"""Small sales for tests that break things, and a few short words for what they do with them."""
 
 from __future__ import annotations
 
+import asyncio
 import datetime
 from itertools import count
 
 from seckill.engine import Engine
+from seckill.order import Outcome, order_id
 from seckill.sale import Item, Sale
+from seckill.status import Status
+from tests.faults.checker import observe, state_problems
 
-__all__ = ["SKUS", "open_sale", "small_sale"]
+__all__ = ["SKUS", "buy", "buy_all", "held", "id_of", "open_sale", "small_sale", "statuses"]
 
 SKUS = ("plain", "scarce")
 _numbers = count(1)
@@ -36,3 +40,30 @@ async def open_sale(engine: Engine, *, plain: int = 1_000_000, scarce: int = 1) 
     assert (await engine.create(sale)).ok
     assert (await engine.open(sale.id)).ok
     return sale.id
+
+
+async def buy(engine: Engine, sale: str, buyer: object, sku: str = "plain") -> Outcome:
+    """One unit for one buyer, always under the same key."""
+    return await engine.reserve(sale, f"b{buyer}", "k", {sku: 1})
+
+
+async def buy_all(engine: Engine, sale: str, buyers: range) -> list[Outcome | BaseException]:
+    """One unit for each of many buyers at once; what was raised stands beside the outcomes."""
+    return await asyncio.gather(*(buy(engine, sale, n) for n in buyers), return_exceptions=True)
+
+
+def id_of(sale: str, buyer: object) -> str:
+    """The id of the order that ``buy`` makes."""
+    return order_id(sale, f"b{buyer}", "k")
+
+
+def held(url: str, sale: str) -> set[str]:
+    """The orders that exist, after a look at the whole sale."""
+    seen = observe(url, sale)
+    assert state_problems(seen) == []
+    return set(seen.orders)
+
+
+def statuses(outcomes: list[Outcome | BaseException]) -> list[Status | type[BaseException]]:
+    """The status of each outcome, or the exception's class."""
+    return [out.status if isinstance(out, Outcome) else type(out) for out in outcomes]

@@ -13,11 +13,10 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import EngineClosed, InvalidInput, Overloaded, ScriptFailed, ServerFull
 from seckill.keys import shard_keys
-from seckill.order import Outcome, order_id
+from seckill.order import Outcome
 from seckill.status import Status
-from tests.faults.checker import observe, state_problems
 from tests.faults.proxy import Command, Fate, Proxy
-from tests.faults.sales import open_sale
+from tests.faults.sales import buy, held, id_of, open_sale
 
 ONE = {"plain": 1}
 
@@ -28,46 +27,38 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
         yield running
 
 
-def socket_of(server: EmbeddedServer) -> str:
-    return server.url.removeprefix("unix://")
-
-
 class Gate:
     """A judge that holds every batch until it is opened."""
 
     def __init__(self) -> None:
         self.opened = asyncio.Event()
-        self.waiting = 0
+        self._arrivals = asyncio.Semaphore(0)
 
     async def __call__(self, command: Command) -> Fate:
         if command.order_ids:
-            self.waiting += 1
+            self._arrivals.release()
             await self.opened.wait()
         return Fate.PASS
 
-    async def reached_by(self, batches: int) -> None:
-        """Waits until so many batches stand before the gate."""
-        async with asyncio.timeout(5):
-            while self.waiting < batches:
-                await asyncio.sleep(0.001)
+    async def reached(self) -> None:
+        """Waits until one more batch stands before the gate."""
+        await asyncio.wait_for(self._arrivals.acquire(), 5)
 
 
-async def buy(engine: Engine, sale: str, buyer: object, sku: str = "plain") -> Outcome:
-    return await engine.reserve(sale, f"b{buyer}", "k", {sku: 1})
-
-
-def held(server: EmbeddedServer, sale: str) -> set[str]:
-    """The orders that exist, after a look at the whole sale."""
-    seen = observe(server.url, sale)
-    assert state_problems(seen) == []
-    return set(seen.orders)
+async def occupy_slots(gate: Gate, engine: Engine, sale: str) -> list[asyncio.Future[Outcome]]:
+    """Two calls of which each holds one slot of the lane, until the gate is opened."""
+    calls = []
+    for slot in range(2):
+        calls.append(asyncio.ensure_future(buy(engine, sale, f"slot{slot}")))
+        await gate.reached()
+    return calls
 
 
 # -- batches ---------------------------------------------------------------------------------------
 
 
 async def test_a_lone_caller_waits_for_nobody(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
         sale = await open_sale(engine)
         for buyer in range(20):
             assert (await buy(engine, sale, buyer)).status is Status.CREATED
@@ -91,15 +82,12 @@ async def test_a_lone_caller_is_as_fast_as_the_bare_call(server: EmbeddedServer)
 
 
 async def test_batches_grow_under_load(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url, batch_max=100) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url, batch_max=100) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         proxy.judge = gate = Gate()
         # While both slots are busy, whoever comes waits for the next batch.
-        calls = [asyncio.ensure_future(buy(engine, sale, "slot0"))]
-        await gate.reached_by(1)
-        calls.append(asyncio.ensure_future(buy(engine, sale, "slot1")))
-        await gate.reached_by(2)
+        calls = await occupy_slots(gate, engine, sale)
         calls += [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(230)]
         await asyncio.sleep(0.01)
         gate.opened.set()
@@ -109,16 +97,17 @@ async def test_batches_grow_under_load(server: EmbeddedServer) -> None:
         assert sizes[:3] == [1, 1, 1]
         assert max(sizes) == 100, "batch_max is the most a batch has"
         assert len(sizes) <= 6
-        assert len(held(server, sale)) == 233
+        assert len(held(server.url, sale)) == 233
 
 
 async def test_a_burst_is_shared_by_both_slots(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         proxy.judge = gate = Gate()
         calls = [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(200)]
-        await gate.reached_by(2)
+        await gate.reached()
+        await gate.reached()
         gate.opened.set()
         await asyncio.gather(*calls)
         sizes = [len(batch) for batch in proxy.batches()]
@@ -127,7 +116,7 @@ async def test_a_burst_is_shared_by_both_slots(server: EmbeddedServer) -> None:
 
 
 async def test_the_first_come_are_first_in_the_batch(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
         sale = await open_sale(engine, scarce=5)
         await buy(engine, sale, "first")
         outcomes = await asyncio.gather(*(buy(engine, sale, n, "scarce") for n in range(20)))
@@ -142,21 +131,18 @@ async def test_a_double_click_in_one_batch_is_one_order(server: EmbeddedServer) 
         statuses = sorted(outcome.status for outcome in outcomes)
         assert statuses == [Status.CREATED] + [Status.EXISTS] * 9
         assert len({outcome.order.id for outcome in outcomes if outcome.order}) == 1
-        assert len(held(server, sale)) == 1
+        assert len(held(server.url, sale)) == 1
 
 
 # -- bounds and cancelled callers ------------------------------------------------------------------
 
 
 async def test_a_full_lane_says_so_at_once_and_sends_nothing(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url, lane_depth=4) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url, lane_depth=4) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         proxy.judge = gate = Gate()
-        calls = []
-        for slot in (1, 2):
-            calls.append(asyncio.ensure_future(buy(engine, sale, f"slot{slot}")))
-            await gate.reached_by(slot)
+        calls = await occupy_slots(gate, engine, sale)
         calls += [asyncio.ensure_future(buy(engine, sale, f"waits{n}")) for n in range(4)]
         await asyncio.sleep(0)
         began = monotonic()
@@ -168,7 +154,7 @@ async def test_a_full_lane_says_so_at_once_and_sends_nothing(server: EmbeddedSer
         gate.opened.set()
         assert {outcome.status for outcome in await asyncio.gather(*calls)} == {Status.CREATED}
         sent = {order for command in proxy.seen for order in command.order_ids}
-        away = {order_id(sale, f"baway{n}", "k") for n in range(20)}
+        away = {id_of(sale, f"away{n}") for n in range(20)}
         assert len(sent) == 7
         assert not away & sent
         # The lane has room again.
@@ -176,12 +162,12 @@ async def test_a_full_lane_says_so_at_once_and_sends_nothing(server: EmbeddedSer
 
 
 async def test_a_cancelled_caller_does_not_harm_its_batch(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         proxy.judge = gate = Gate()
         calls = [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(8)]
-        await gate.reached_by(1)
+        await gate.reached()
         for call in calls[::3]:
             call.cancel()
         await asyncio.sleep(0.01)
@@ -197,18 +183,15 @@ async def test_a_cancelled_caller_does_not_harm_its_batch(server: EmbeddedServer
         again = await buy(engine, sale, 0)
         assert again.status is Status.EXISTS
         assert again.order is not None
-        assert again.order.id in held(server, sale)
+        assert again.order.id in held(server.url, sale)
 
 
 async def test_a_caller_cancelled_while_it_waits_is_never_sent(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         proxy.judge = gate = Gate()
-        calls = []
-        for slot in (1, 2):
-            calls.append(asyncio.ensure_future(buy(engine, sale, f"slot{slot}")))
-            await gate.reached_by(slot)
+        calls = await occupy_slots(gate, engine, sale)
         gone = asyncio.ensure_future(buy(engine, sale, "gone"))
         stays = asyncio.ensure_future(buy(engine, sale, "stays"))
         await asyncio.sleep(0.01)
@@ -216,7 +199,7 @@ async def test_a_caller_cancelled_while_it_waits_is_never_sent(server: EmbeddedS
         gate.opened.set()
         assert (await stays).status is Status.CREATED
         await asyncio.gather(*calls)
-        assert order_id(sale, "bgone", "k") not in held(server, sale)
+        assert id_of(sale, "gone") not in held(server.url, sale)
 
 
 # -- error replies ---------------------------------------------------------------------------------
@@ -238,7 +221,7 @@ async def test_a_full_server_refuses_the_whole_batch_at_once(server: EmbeddedSer
                 client.config_set("maxmemory", "0")
         assert {type(outcome) for outcome in outcomes} == {ServerFull}
         assert took_s < 2, "there is nothing to wait for"
-        assert len(held(server, sale)) == 1
+        assert len(held(server.url, sale)) == 1
         assert (await buy(engine, sale, 0)).status is Status.CREATED
 
 
@@ -262,14 +245,14 @@ async def test_a_damaged_key_fails_its_batch_and_the_lane_goes_on(
         assert {type(outcome) for outcome in outcomes} == {ScriptFailed}
         assert "WRONGTYPE" in str(outcomes[0])
         assert took_s < 2
-        assert len(held(server, sale)) == 1, "a batch that failed has written nothing"
+        assert len(held(server.url, sale)) == 1, "a batch that failed has written nothing"
         again = await asyncio.gather(*(buy(engine, sale, buyer) for buyer in range(50)))
         assert {outcome.status for outcome in again} == {Status.CREATED}
-        assert len(held(server, sale)) == 51
+        assert len(held(server.url, sale)) == 51
 
 
 async def test_bad_input_reaches_no_batch(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy, Engine(proxy.url) as engine:
+    async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         for items in ({}, {"plain": 0}, {"plain": -1}, {"plain": 10_001}):
@@ -295,7 +278,24 @@ async def test_script_flush_is_not_noticed(server: EmbeddedServer) -> None:
                 outcomes = await asyncio.gather(*calls)
                 created += sum(outcome.status is Status.CREATED for outcome in outcomes)
         assert created == 810
-        assert len(held(server, sale)) == 810
+        assert len(held(server.url, sale)) == 810
+
+
+async def test_script_flush_just_before_the_batch_again_and_again(server: EmbeddedServer) -> None:
+    """Loading the script and calling it are two commands, and a flush may come between them."""
+    async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        with redis.Redis.from_url(server.url) as client:
+
+            async def flush_first(command: Command) -> Fate:
+                if command.order_ids:
+                    client.script_flush()
+                return Fate.PASS
+
+            proxy.judge = flush_first
+            assert (await buy(engine, sale, "second")).status is Status.CREATED
+        assert len(held(server.url, sale)) == 2
 
 
 # -- the server's time and the end -----------------------------------------------------------------
@@ -315,6 +315,21 @@ async def test_a_sale_made_anew_sells_at_once(server: EmbeddedServer) -> None:
         assert (await buy(engine, sale, "again")).status is Status.CREATED
 
 
+async def test_a_sale_resumed_after_a_clock_jump_sells_at_once(server: EmbeddedServer) -> None:
+    """The refusal for the jump carries the sale's old time, which is not the server's."""
+    async with Engine(server.url, timeout_ms=300, sweep_ms=0) as engine:
+        sale = await open_sale(engine)
+        await buy(engine, sale, "first")
+        with redis.Redis.from_url(server.url) as client:
+            # What would be a jump of ten minutes is one of half a second here.
+            client.hset(shard_keys(sale)[0], "clock_jump_ms", 500)
+            await asyncio.sleep(0.8)
+            assert (await buy(engine, sale, "jumped")).status is Status.PAUSED
+            client.hset(shard_keys(sale)[0], "clock_jump_ms", 600_000)
+        assert (await engine.resume(sale)).ok
+        assert (await buy(engine, sale, "again")).status is Status.CREATED
+
+
 async def test_aclose_answers_everything(server: EmbeddedServer) -> None:
     engine = Engine(server.url)
     await engine.start()
@@ -326,13 +341,13 @@ async def test_aclose_answers_everything(server: EmbeddedServer) -> None:
     done, open_calls = await asyncio.wait(calls, timeout=0)
     assert not open_calls
     assert {call.result().status for call in done} == {Status.CREATED}
-    assert len(held(server, sale)) == 1_001
+    assert len(held(server.url, sale)) == 1_001
     with pytest.raises(EngineClosed):
         await buy(engine, sale, "late")
 
 
 async def test_aclose_while_the_lane_opens_leaves_no_call_open(server: EmbeddedServer) -> None:
-    async with Proxy(socket_of(server)) as proxy:
+    async with Proxy(server.url) as proxy:
         engine = Engine(proxy.url, sweep_ms=0)
         await engine.start()
         sale = await open_sale(engine)
@@ -352,10 +367,10 @@ async def test_aclose_while_the_lane_opens_leaves_no_call_open(server: EmbeddedS
         async with asyncio.timeout(5):
             outcome = (await asyncio.gather(call, return_exceptions=True))[0]
         if isinstance(outcome, Outcome):
-            assert order_id(sale, "bfirst", "k") in held(server, sale)
+            assert id_of(sale, "first") in held(server.url, sale)
         else:
             assert isinstance(outcome, EngineClosed)
-            assert held(server, sale) == set()
+            assert held(server.url, sale) == set()
         await asyncio.sleep(0.05)
         left = {
             task

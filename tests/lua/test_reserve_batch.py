@@ -195,9 +195,7 @@ def timeless(core: Core) -> object:
 def test_a_batch_equals_its_orders_one_by_one(client: redis.Redis, seed: int) -> None:
     rng = random.Random(seed)
     limits = {"limit_per_order": 3, "limit_per_buyer": 4, "max_lapsed": 1}
-    together, one_by_one = (
-        Core(client).begin((6, 2), (5, 0), (0, 0), **limits) for _ in range(2)
-    )
+    together, one_by_one = (Core(client).begin((6, 2), (5, 0), (0, 0), **limits) for _ in range(2))
     for core in (together, one_by_one):
         core.lapse("o-lapsed", "b0")
     carts = ["0", "0", "1", "0,1", "1:2", "0:3", "2", "1,2", "9", "0:2,1:2"]

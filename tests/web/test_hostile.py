@@ -85,7 +85,7 @@ BAD_FIELDS = [
 ]
 
 
-@pytest.mark.parametrize("bad", NOT_JSON)
+@pytest.mark.parametrize("bad", NOT_JSON, ids=range(len(NOT_JSON)))
 async def test_bodies_that_are_not_json(intake: Intake, bad: bytes) -> None:
     sale = await intake.open_sale()
     answer = await intake.post(f"/v1/sales/{sale.id}/orders", bad, "b1", "k1")
@@ -97,7 +97,7 @@ async def test_bodies_that_are_not_json(intake: Intake, bad: bytes) -> None:
     assert (await intake.engine.snapshot(sale.id)).orders == 0
 
 
-@pytest.mark.parametrize(("bad", "field"), BAD_FIELDS)
+@pytest.mark.parametrize(("bad", "field"), BAD_FIELDS, ids=range(len(BAD_FIELDS)))
 async def test_bodies_with_a_wrong_field(intake: Intake, bad: bytes, field: str) -> None:
     sale = await intake.open_sale()
     answer = await intake.post(f"/v1/sales/{sale.id}/orders", bad, "b1", "k1")
@@ -168,7 +168,11 @@ async def test_media_types(intake: Intake, kind: str, http: int) -> None:
         assert answer.json["field"] == "Content-Type"
 
 
-@pytest.mark.parametrize("data", [gzip.compress(body()), gzip.compress(b" " * 50_000_000), b"no"])
+@pytest.mark.parametrize(
+    "data",
+    [gzip.compress(body()), gzip.compress(b" " * 50_000_000), b"no"],
+    ids=["good", "bomb", "broken"],
+)
 async def test_compressed_bodies_are_not_unpacked(intake: Intake, data: bytes) -> None:
     sale = await intake.open_sale()
     answer = await intake.call(
@@ -222,12 +226,19 @@ HEAD = (
         HEAD + b"X: " + b"a" * 20_000 + b"\r\n\r\n",
         HEAD + b"".join(b"X-%d: a\r\n" % n for n in range(500)) + b"\r\n",
     ],
+    ids=range(11),
 )
 async def test_broken_http(intake: Intake, request_bytes: bytes) -> None:
     answer = await raw(intake, request_bytes)
     assert answer.split(b" ")[1][:1] == b"4", answer
     assert b"Traceback" not in answer
     assert (await intake.get("/healthz")).http == 200
+
+
+async def test_a_body_announced_too_large_is_not_waited_for(intake: Intake) -> None:
+    answer = await raw(intake, HEAD + b"Content-Length: 10000000\r\n\r\n")
+    assert answer.startswith(b"HTTP/1.1 413 ")
+    assert b"body_too_large" in answer
 
 
 async def test_clients_that_go_in_mid_request(

@@ -56,7 +56,7 @@ def test_codes_are_stable_and_distinct() -> None:
 
 def test_every_exception_has_a_kind() -> None:
     ours = {getattr(errors, name) for name in errors.__all__}
-    # The two bases of a request's bad input answer for their subclass.
+    # It is an InvalidInput, and is answered as one.
     assert ours - set(problems.RAISED) == {errors.SaleFileError}
 
 

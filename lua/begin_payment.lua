@@ -24,7 +24,6 @@ if order.state ~= 'h' then return { SETTLED_STATUS[order.state], sale.now_ms, te
 if sale.origin_ms + order.deadline <= sale.now_ms then
   return { STATUS.EXPIRED, sale.now_ms, text }
 end
-redis.call('LLEN', KEYS[6])
 order.state = 'p'
 order.deadline = sale.now_ms + sale.pay_ms - sale.origin_ms
 local record = write_order(sale, id, order, 'paying', '')

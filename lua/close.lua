@@ -20,8 +20,8 @@ if sale.state == 'closed' or sale.state == 'settled' then
 end
 write_even_when_full()
 sale.state = 'closed'
-redis.call('HSET', KEYS[1], 'state', 'closed', 'reason', '')
 emit(sale, 'sale', 'closed|')
+redis.call('HSET', KEYS[1], 'state', 'closed', 'reason', '')
 settle_if_done(sale)
 write_sale(sale)
 return { STATUS.DONE, sale.now_ms }

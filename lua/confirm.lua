@@ -59,31 +59,31 @@ local function move_stock(from)
   end
 end
 
-local status, kind = STATUS.DONE, 'confirmed'
-if order.state == 'h' or order.state == 'p' then
-  write_even_when_full()
-  move_stock('held')
+local purse, purse_units, lapsed = read_purse(redis.call('HGET', KEYS[3], order.buyer))
+local status, from = STATUS.DONE, 'held'
+if order.state == 'x' and can_sell_late(purse, purse_units) then
+  status, from = STATUS.CONFIRMED_LATE, 'available'
+elseif order.state ~= 'h' and order.state ~= 'p' then
+  status, from = paid and STATUS.DUPLICATE_PAYMENT or STATUS.LATE, nil
+end
+
+write_even_when_full()
+local record
+if from then
   order.state = 'c'
   table.insert(order.payments, 1, payment)
+  record = write_order(sale, id, order, 'confirmed', payment)
+  move_stock(from)
 else
-  local purse, purse_units, lapsed = read_purse(redis.call('HGET', KEYS[3], order.buyer))
-  if order.state == 'x' and can_sell_late(purse, purse_units) then
-    status = STATUS.CONFIRMED_LATE
-    write_even_when_full()
-    move_stock('available')
-    for i = 1, #lines, 2 do
-      purse[lines[i]] = (purse[lines[i]] or 0) + lines[i + 1]
-    end
-    redis.call('HSET', KEYS[3], order.buyer, write_purse(purse, math.max(0, lapsed - 1)))
-    order.state = 'c'
-    table.insert(order.payments, 1, payment)
-  else
-    status, kind = paid and STATUS.DUPLICATE_PAYMENT or STATUS.LATE, 'refund_due'
-    write_even_when_full()
-    order.payments[#order.payments + 1] = payment
-  end
+  order.payments[#order.payments + 1] = payment
+  record = write_order(sale, id, order, 'refund_due', payment)
 end
-local record = write_order(sale, id, order, kind, payment)
+if status == STATUS.CONFIRMED_LATE then
+  for i = 1, #lines, 2 do
+    purse[lines[i]] = (purse[lines[i]] or 0) + lines[i + 1]
+  end
+  redis.call('HSET', KEYS[3], order.buyer, write_purse(purse, math.max(0, lapsed - 1)))
+end
 settle_if_done(sale)
 write_sale(sale)
 return { status, sale.now_ms, record }

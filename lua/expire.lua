@@ -53,18 +53,18 @@ local paying_due, paying_gone, paying_next_ms = look(paying_ids, 'p')
 
 local function expire_all(due)
   for _, entry in ipairs(due) do
-    give_back_stock(entry.order, 'held', 'available')
-    give_back_limit(entry.order, 1)
     entry.order.state = 'x'
     write_order(sale, entry.id, entry.order, 'expired', '')
+    give_back_stock(entry.order, 'held', 'available')
+    give_back_limit(entry.order, 1)
   end
 end
 
 write_even_when_full()
-if held_gone > 0 then redis.call('LTRIM', KEYS[5], held_gone, -1) end
-if paying_gone > 0 then redis.call('LTRIM', KEYS[6], paying_gone, -1) end
 expire_all(held_due)
 expire_all(paying_due)
+if held_gone > 0 then redis.call('LTRIM', KEYS[5], held_gone, -1) end
+if paying_gone > 0 then redis.call('LTRIM', KEYS[6], paying_gone, -1) end
 local expired = #held_due + #paying_due
 local next_ms = held_next_ms
 if next_ms == 0 or (paying_next_ms > 0 and paying_next_ms < next_ms) then next_ms = paying_next_ms end

@@ -35,10 +35,10 @@ if order.state == 'f' then
 end
 if order.state ~= 'c' then return { STATUS.NOT_CONFIRMED, sale.now_ms, text } end
 write_even_when_full()
-give_back_stock(order, 'confirmed', return_units and 'available' or 'gone')
-if return_limit then give_back_limit(order, 0) end
 order.state = 'f'
 order.refund = wish
 local record = write_order(sale, id, order, 'refunded', wish)
+give_back_stock(order, 'confirmed', return_units and 'available' or 'gone')
+if return_limit then give_back_limit(order, 0) end
 write_sale(sale)
 return { STATUS.DONE, sale.now_ms, record }

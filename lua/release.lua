@@ -26,10 +26,10 @@ if order.state ~= 'h' and order.state ~= 'p' then
   return { SETTLED_STATUS[order.state], sale.now_ms, text }
 end
 write_even_when_full()
-give_back_stock(order, 'held', 'available')
-give_back_limit(order, 0)
 order.state = 'r'
 local record = write_order(sale, id, order, 'released', '')
+give_back_stock(order, 'held', 'available')
+give_back_limit(order, 0)
 settle_if_done(sale)
 write_sale(sale)
 return { STATUS.DONE, sale.now_ms, record }

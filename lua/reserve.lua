@@ -28,9 +28,6 @@ local ENTRY_MAX = 32
 local sale, broken = read_sale(format)
 local known = redis.call('HMGET', KEYS[4], unpack(ids))
 local purses = redis.call('HMGET', KEYS[3], unpack(buyers))
--- Nothing may raise after the first write: whoever damaged these keys learns it here.
-redis.call('LLEN', KEYS[5])
-redis.call('XLEN', KEYS[7])
 
 local closed = nil
 if sale then

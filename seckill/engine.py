@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine", "StockOutcome"]
 
 CLOCK_JUMP_MS: Final = 600_000
+_CREATED: Final = int(Status.CREATED)
 REASON_MAX: Final = 200
 
 
@@ -289,7 +290,7 @@ class Engine:
             answer, deadline_ms = await lane.submit(
                 order, buyer, orders.attrs_print(attrs), cart, attrs
             )
-            if answer == Status.CREATED:
+            if answer == _CREATED:
                 return Outcome(
                     Status.CREATED, _new_order(shard.sale, order, buyer, items, deadline_ms)
                 )

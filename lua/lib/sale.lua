@@ -2,8 +2,20 @@
 
 local FORMAT = 1
 
+-- Nothing may raise after the first write. So whoever damaged a key learns it here, and every verb's
+-- first write is its event: an entry id that is too small would be refused before anything changed.
+local function check_keys()
+  redis.call('HLEN', KEYS[2])
+  redis.call('HLEN', KEYS[3])
+  redis.call('HLEN', KEYS[4])
+  redis.call('LLEN', KEYS[5])
+  redis.call('LLEN', KEYS[6])
+  redis.call('XLEN', KEYS[7])
+end
+
 -- Returns the header as a table, or nil and the refusal that no verb gets past.
 local function read_sale(format)
+  check_keys()
   local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
     'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
     'clock_jump_ms', 'definition_id', 'reason')
@@ -64,8 +76,8 @@ end
 local function pause_for_jump(sale)
   if sale.state ~= 'open' then return end
   sale.state = 'paused'
-  redis.call('HSET', KEYS[1], 'state', 'paused', 'reason', 'clock_jump')
   emit(sale, 'sale', 'paused|clock_jump')
+  redis.call('HSET', KEYS[1], 'state', 'paused', 'reason', 'clock_jump')
   write_sale(sale)
 end
 

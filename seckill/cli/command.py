@@ -72,7 +72,7 @@ DataDir = Annotated[
 DurabilityOption = Annotated[
     Durability,
     typer.Option(
-        help="aof: every order is on disk before it is acknowledged. memory: a crash may lose some.",
+        help="aof: an order is on disk before it is acknowledged. memory: a crash may lose some.",
         rich_help_panel=_PANEL,
     ),
 ]

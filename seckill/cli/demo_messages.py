@@ -26,8 +26,10 @@ class LoadOrders(msgspec.Struct, frozen=True):
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far the load is, several times a second. ``p50_ms`` and ``p99_ms`` are of the last ones;
-    ``waiting`` counts, by SKU, the buyers who keep asking; ``busy`` the orders still being lived."""
+    ``waiting`` counts, by SKU, the buyers who keep asking; ``busy`` the orders not yet lived out.
+    """
 
+    at_s: float
     arrived: int
     requests: int
     decided: int
@@ -74,8 +76,9 @@ class Mischief(msgspec.Struct):
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the buyers saw. ``refused`` counts answers by code; ``unanswered`` are (buyer, key)
-    whose outcome stayed unknown; ``probes`` is what a fresh buyer was told at the end, by SKU."""
+    """Everything the buyers saw. ``refused`` counts answers by code; ``unanswered`` are the
+    (buyer, key) whose outcome stayed unknown; ``probes`` is what a fresh buyer was told at the end,
+    by SKU; ``broken`` is (rule, text)."""
 
     receipts: list[Receipt]
     refused: dict[str, int]

@@ -22,7 +22,7 @@ LASTS_S: Final = 600
 
 
 def example_file(name: str) -> Path:
-    """A file of ``examples/``: of the installed package ``seckill.examples``, else the checkout's."""
+    """A file of the installed package ``seckill.examples``, else of the checkout's examples/."""
     try:
         folder = Path(str(resources.files("seckill.examples")))
     except ModuleNotFoundError:

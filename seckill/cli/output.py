@@ -47,7 +47,7 @@ def complain(text: str, *, code: int) -> int:
 
 
 def new_console() -> Console:
-    """A console on stdout. A pipe has no width of its own, and 80 columns would cut tables short."""
+    """A console on stdout. A pipe has no width, and rich's 80 columns would fold tables."""
     piped = not sys.stdout.isatty() and "COLUMNS" not in os.environ
     return Console(highlight=False, width=PIPE_COLUMNS if piped else None)
 

@@ -19,6 +19,7 @@ from seckill.cli.command import (
     Target,
 )
 from seckill.cli.output import complain, new_console, version_text
+from seckill.errors import SeckillError
 
 __all__ = ["serve"]
 
@@ -55,6 +56,8 @@ def serve(
 
     try:
         run(engine, host, port, unix, on_ready=announce)
+    except SeckillError:
+        raise  # RedisUnavailable is an OSError as well
     except OSError as error:
         where = unix or f"{host}:{port}"
         reason = os.strerror(error.errno) if error.errno else str(error)

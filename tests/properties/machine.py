@@ -56,6 +56,12 @@ def places(*states: str) -> st.SearchStrategy[Place]:
 
 
 some_orders = precondition(lambda self: self.twin.orders)
+some_expired = precondition(
+    lambda self: any(order.state == "expired" for order in self.twin.orders.values())
+)
+
+# What verify can't know of a sale whose time a test has moved: its definition keeps the old window.
+MOOT = frozenset({"window"})
 
 
 @dataclass
@@ -237,6 +243,20 @@ class TwinMachine(RuleBasedStateMachine):
         outcome = self.ask(self.engine.release(self.sale.id, name, buyer=buyer))
         self.compare_order(outcome, self.twin.release(name, buyer), name)
 
+    @some_expired
+    @rule(number=st.integers(0, 5), payment=st.sampled_from(["p1", "p2", "p3"]))
+    def pay_late(self, number: int, payment: str) -> None:
+        self.confirm(("expired", number), payment)
+
+    @some_expired
+    @rule(number=st.integers(0, 5), is_same=st.booleans(), buyer=buyers, key=keys)
+    def take_what_has_expired(self, number: int, is_same: bool, buyer: str, key: str) -> None:
+        """The same units once more, for the same buyer or another: now late money finds no unit,
+        or a limit that is used up."""
+        expired = [order for order in self.twin.orders.values() if order.state == "expired"]
+        order = expired[number % len(expired)]
+        self.compare_reserves([(order.buyer if is_same else buyer, key, order.cart, "")])
+
     @some_orders
     @rule(
         place=places("confirmed", "confirmed", "refunded"),
@@ -286,6 +306,11 @@ class TwinMachine(RuleBasedStateMachine):
         """The two that belong together: whatever is not paid by now expires."""
         self.travel(steps)
         self.expire(100)
+
+    @precondition(lambda self: self.twin.now_ms < self.twin.opens_ms)
+    @rule()
+    def wait_for_the_start(self) -> None:
+        self.travel(1)
 
     @precondition(lambda self: self.twin.state == "created")
     @rule()
@@ -362,8 +387,7 @@ class TwinMachine(RuleBasedStateMachine):
             *check_story(self.sale, told),
             *(await verify(self.engine, self.sale.id)).violations,
         ]
-        # Travelling moves the window, and the definition that verify reads does not know that.
-        assert [violation for violation in violations if violation.rule != "window"] == []
+        assert [violation for violation in violations if violation.rule not in MOOT] == []
 
     def picture(self, order: Order, travelled_ms: int = 0) -> dict[str, Any]:
         """An order in a form that compares; deadlines to the step."""

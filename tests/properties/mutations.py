@@ -37,7 +37,12 @@ MUTATIONS = (
         "changed[buyer] or purses[i]",
         "purses[i]",
     ),
-    Mutation("a pause is ignored", ("reserve",), "if sale.state == 'paused' then", "if false then"),
+    Mutation(
+        "a pause is ignored",
+        ("reserve",),
+        "if sale.state == 'paused' then\n    closed = STATUS.PAUSED",
+        "if sale.state == 'paused' then\n    closed = nil",
+    ),
     Mutation(
         "units are forgotten",
         GIVERS,

@@ -1,0 +1,271 @@
+"""What the demo shows: while it runs, a live picture of the stock; at the end, one screen.
+
+Where stdout is no terminal there is a line every other second instead, and with ``--json`` nothing
+but the report.
+"""
+
+from __future__ import annotations
+
+from time import monotonic
+from types import TracebackType
+from typing import Final, Self
+
+from rich.cells import cell_len
+from rich.console import Group, RenderableType
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from seckill.cli.demo_messages import Progress
+from seckill.cli.demo_report import Report
+from seckill.cli.output import Output, yuan
+from seckill.cli.verify import violation_text
+from seckill.sale import Sale
+from seckill.snapshot import Snapshot, Stock
+
+__all__ = ["Screen"]
+
+FRAMES_A_SECOND: Final = 8
+PLAIN_EVERY_S: Final = 2.0
+BAR: Final = 24
+LABEL: Final = 11
+WIDE: Final = 100
+VIOLATIONS_SHOWN: Final = 8
+
+
+class Screen:
+    """The demo's output. A context manager around the live part."""
+
+    def __init__(self, *, json: bool) -> None:
+        self._out = Output(json=json)
+        self._console = self._out.console
+        self._live: Live | None = None
+        self._plain_at_s = 0.0
+
+    def __enter__(self) -> Self:
+        if self._console.is_terminal and not self._out.json:
+            self._live = Live(
+                console=self._console, refresh_per_second=FRAMES_A_SECOND, transient=True
+            )
+            self._live.start()
+        self.note("starting a server, an intake and a crowd")
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def note(self, text: str) -> None:
+        """Says what goes on while there is no picture."""
+        if self._live is not None:
+            self._live.update(Text(f"{text} …", style="dim"))
+
+    def live(
+        self, sale: Sale, snapshot: Snapshot, progress: Progress, buyers: int, rate: float
+    ) -> None:
+        """Shows the sale as it is now; ``rate`` is in order requests a second."""
+        if self._live is not None:
+            self._live.update(self._picture(sale, snapshot, progress, buyers, rate))
+        elif not self._out.json and monotonic() >= self._plain_at_s:
+            self._plain_at_s = monotonic() + PLAIN_EVERY_S
+            stock = list(snapshot.stock.values())
+            self._console.print(
+                f"{_clock(snapshot):>7}  {progress.arrived:,} of {buyers:,} buyers, "
+                f"{progress.requests:,} requests, {progress.accepted:,} accepted, units: "
+                f"{sum(s.confirmed for s in stock):,} paid, {sum(s.held for s in stock):,} held, "
+                f"{sum(s.available for s in stock):,} left"
+            )
+
+    def final(self, report: Report) -> None:
+        """The one screen that remains."""
+        self._out.answer(report, *_final(report, self._console.width))
+
+    def _picture(
+        self, sale: Sale, snapshot: Snapshot, progress: Progress, buyers: int, rate: float
+    ) -> RenderableType:
+        width = min(self._console.width, 120)
+        titles = 34 if width >= WIDE else 22
+        table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
+        for justify in ("left", "left", "right", "right", "right"):
+            table.add_column(justify=justify, no_wrap=True)
+        for item in sale.items:
+            stock = snapshot.stock[item.sku]
+            title = Text(item.title)
+            title.truncate(titles, overflow="ellipsis", pad=True)
+            # Fixed widths: what jumps to and fro can't be read.
+            table.add_row(
+                title,
+                _bar(stock),
+                Text(f"{stock.confirmed:>4,} paid", style="green"),
+                Text(f"{stock.held:>4,} held", style="yellow"),
+                Text(f"{max(0, stock.available):>4,} left", style="dim"),
+            )
+        refused = sorted(progress.refused.items(), key=lambda pair: -pair[1])
+        now = [f"p50 {progress.p50_ms:.0f} ms", f"p99 {progress.p99_ms:.0f} ms"]
+        rows = [
+            ("buyers", [f"{progress.arrived:,} of {buyers:,}"]),
+            ("orders", [f"{progress.accepted:,} accepted", f"{progress.paid:,} payments"]),
+            ("answers", [f"{progress.decided:,}", f"{rate:,.0f} orders/s", *now]),
+            ("refused", _counts(refused) or ["none yet"]),
+        ]
+        facts = _facts(rows, width)
+        head = Text.assemble((sale.title, "bold"), f"   {_clock(snapshot)}")
+        return Group(head, "", table, "", facts)
+
+
+def _clock(snapshot: Snapshot) -> str:
+    seconds = (snapshot.at_ms - snapshot.opens_ms) / 1000
+    return f"{seconds:+.1f} s"
+
+
+def _bar(stock: Stock) -> Text:
+    total = max(1, stock.total)
+    paid = min(BAR, round(BAR * stock.confirmed / total))
+    gone = min(BAR, round(BAR * (stock.confirmed + stock.held) / total))
+    return Text.assemble(
+        ("█" * paid, "green"), ("▓" * (gone - paid), "yellow"), ("░" * (BAR - gone), "dim")
+    )
+
+
+def _counts(pairs: list[tuple[str, int]]) -> list[str]:
+    return [f"{name.replace('_', ' ')} {count:,}" for name, count in pairs if count]
+
+
+def _facts(rows: list[tuple[str, list[str]]], width: int) -> Text:
+    """A line for each row, its parts joined by dots and never broken in two."""
+    facts = Text()
+    for name, parts in rows:
+        column = LABEL
+        facts.append(f"{name:<{LABEL}}", style="dim")
+        for index, part in enumerate(parts):
+            if index and column + cell_len(part) + 3 > width:
+                facts.append("\n" + " " * LABEL)
+                column = LABEL
+            elif index:
+                facts.append(" · ", style="dim")
+                column += 3
+            facts.append(part)
+            column += cell_len(part)
+        facts.append("\n")
+    facts.rstrip()
+    return facts
+
+
+def _final(report: Report, width: int) -> list[RenderableType]:
+    units = sum(sku.total for sku in report.skus)
+    head = Text.assemble((report.title, "bold"))
+    head.append(
+        f"\n{units:,} units for {report.buyers:,} buyers in {report.seconds:.1f} s; "
+        f"server {report.server}, {report.durability}"
+    )
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="dim")
+    table.add_column("item", no_wrap=True)
+    for name in ("total", "paid", "held", "left", "resold"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for sku in report.skus:
+        title = Text(sku.title)
+        title.truncate(44 if width >= WIDE else 34, overflow="ellipsis")
+        numbers = (sku.total, sku.confirmed, sku.held, sku.available, sku.resold)
+        table.add_row(title, *(f"{number:,}" for number in numbers))
+    return ["", head, "", table, "", _facts(_lines(report), width), "", _verdict(report), ""]
+
+
+def _lines(report: Report) -> list[tuple[str, list[str]]]:
+    mischief, gone = report.mischief, report.all_taken_after_ms
+    lines = [
+        ("accepted", [f"{report.accepted:,} orders"]),
+        ("refused", _counts(list(report.refused.items())) or ["nobody"]),
+        ("paid", [f"{report.paid:,} orders", yuan(report.amount_fen)]),
+        (
+            "came back",
+            _counts(
+                [
+                    ("expired", report.expired),
+                    ("given up", report.released),
+                    ("units resold", report.units_resold),
+                ]
+            ),
+        ),
+        (
+            "too late",
+            [
+                f"{report.paid_late:,} paid after expiry and still served",
+                f"{report.refunds_due:,} refunds due",
+            ],
+        ),
+        (
+            "mischief",
+            _counts(
+                [
+                    ("double clicks", mischief.double_clicks),
+                    ("blind retries", mischief.blind_retries),
+                    ("repeats", mischief.repeats),
+                    ("keys reused", mischief.reused_keys),
+                    ("greedy", mischief.greedy),
+                    ("paid twice", mischief.paid_twice),
+                    ("abandoned", mischief.abandoned),
+                    ("carts", mischief.carts),
+                ]
+            ),
+        ),
+        (
+            "orders/s",
+            [
+                f"{report.decided_per_s_peak:,.0f} in the best second",
+                f"{report.decided_per_s:,.0f} over {report.load_seconds:.1f} s",
+                f"{report.requests:,} requests, {report.requests_per_s:,.0f}/s",
+            ],
+        ),
+        (
+            "latency",
+            [
+                f"p50 {report.p50_ms:.1f} ms",
+                f"p90 {report.p90_ms:.1f} ms",
+                f"p99 {report.p99_ms:.1f} ms",
+                f"max {report.max_ms:.0f} ms",
+            ],
+        ),
+        (
+            "Redis",
+            [
+                f"{report.script_micros_per_decided:.1f} µs of script an order request",
+                f"{report.script_calls:,} script calls, all verbs",
+            ],
+        ),
+    ]
+    if gone is not None:
+        lines[0][1].append(f"every unit taken after {gone / 1000:.2f} s")
+    if report.retried or report.unanswered:
+        asked = [*report.retried.items(), ("never answered", report.unanswered)]
+        lines.append(("asked again", _counts(asked)))
+    return lines
+
+
+def _verdict(report: Report) -> Text:
+    verdict = Text()
+    if report.ok:
+        units = sum(sku.total for sku in report.skus)
+        paid = sum(sku.confirmed for sku in report.skus)
+        left = sum(sku.available for sku in report.skus)
+        for line in (
+            f"{report.events:,} events replayed: nothing oversold, no limit broken, no key twice",
+            f"{report.orders_in_stream:,} orders: buyers, stream and Redis tell the same story",
+            f"{units:,} units = {paid:,} paid + 0 held + {left:,} left"
+            + (", whom nobody wanted" if left else ""),
+        ):
+            verdict.append("✓ ", style="bold green").append(line + "\n")
+        verdict.rstrip()
+        return verdict
+    for violation in report.violations[:VIOLATIONS_SHOWN]:
+        verdict.append("✗ ", style="bold red").append(violation_text(violation) + "\n")
+    hidden = len(report.violations) - VIOLATIONS_SHOWN
+    if hidden > 0:
+        verdict.append(f"  and {hidden:,} more\n", style="dim")
+    verdict.rstrip()
+    return verdict

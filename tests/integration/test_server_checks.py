@@ -1,0 +1,400 @@
+"""The wrong server and the wrong argument: each a clear typed error, and nothing is written."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+
+from seckill.embedded import EmbeddedServer
+from seckill.engine import Engine
+from seckill.errors import InvalidInput, RedisUnavailable, UnsuitableServer
+from seckill.keys import SALES
+from seckill.order import order_id
+from seckill.status import Status
+from tests.conftest import MakeSale
+from tests.support import dump, make_sale
+
+# -- the wrong server ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Callable[..., EmbeddedServer]]:
+    """Starts servers of this test's own, with directives that the shared one must not have."""
+    servers: list[EmbeddedServer] = []
+
+    def start(appendfsync: str = "always", **config: str) -> EmbeddedServer:
+        directives = {name.replace("_", "-"): value for name, value in config.items()}
+        server = EmbeddedServer(
+            tmp_path / str(len(servers)), appendfsync=appendfsync, config=directives
+        )
+        servers.append(server)
+        server.start()
+        return server
+
+    yield start
+    for server in servers:
+        server.stop()
+
+
+async def refused(url: str, match: str, **options: Any) -> None:
+    engine = Engine(url, **options)
+    with pytest.raises(UnsuitableServer, match=match):
+        await engine.start()
+    # What was opened for the check is closed again; the same engine may be tried once more.
+    with pytest.raises(UnsuitableServer, match=match):
+        await engine.start()
+
+
+def is_empty(server: EmbeddedServer) -> bool:
+    with redis.Redis.from_url(server.url) as client:
+        return client.dbsize() == 0
+
+
+@pytest.mark.parametrize("policy", ["allkeys-lru", "volatile-ttl", "allkeys-random"])
+async def test_a_server_that_evicts(start: Callable[..., EmbeddedServer], policy: str) -> None:
+    server = start(maxmemory_policy=policy)
+    match = f"maxmemory-policy is '{policy}': .*evicts.*CONFIG SET maxmemory-policy noeviction"
+    await refused(server.url, match)
+    await refused(server.url, match, durability="memory")
+    await refused(server.url, match, durability="memory", allow_unverified=True)
+    assert is_empty(server)
+
+
+@pytest.mark.parametrize(
+    ("appendfsync", "config", "match"),
+    [
+        ("everysec", {}, "appendfsync is 'everysec'.*before they are on disk.*CONFIG SET"),
+        ("no", {}, "appendfsync is 'no'"),
+        ("always", {"appendonly": "no"}, "appendonly is 'no'.*no append-only file"),
+        (
+            "always",
+            {"no_appendfsync_on_rewrite": "yes"},
+            "no-appendfsync-on-rewrite is 'yes'.*while it rewrites",
+        ),
+    ],
+)
+async def test_a_server_that_may_lose_orders(
+    start: Callable[..., EmbeddedServer], appendfsync: str, config: dict[str, str], match: str
+) -> None:
+    server = start(appendfsync, **config)
+    await refused(server.url, match)
+    await refused(server.url, 'durability="memory"', allow_unverified=True)
+    assert is_empty(server)
+    async with Engine(server.url, durability="memory", sweep_ms=0) as engine:
+        assert engine.facts is not None
+        assert engine.facts.durability == "memory"
+
+
+async def test_the_server_that_suits(start: Callable[..., EmbeddedServer]) -> None:
+    async with Engine(start().url) as engine:
+        assert engine.facts is not None
+        assert engine.facts.unverified == ()
+        assert len(engine.facts.run_id) == 40
+
+
+async def test_a_replica(start: Callable[..., EmbeddedServer]) -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    master = start(port=str(port), bind="127.0.0.1")
+    replica = start(replicaof=f"127.0.0.1 {port}")
+    await refused(replica.url, rf"is a slave; connect to the master \(127\.0\.0\.1:{port}\)")
+    await refused(replica.url, "is a slave", durability="memory", allow_unverified=True)
+    assert is_empty(master)
+    async with Engine(f"redis://127.0.0.1:{port}") as engine:
+        assert (await engine.create(make_sale())).status is Status.CREATED
+
+
+async def test_a_server_that_hides_its_configuration(start: Callable[..., EmbeddedServer]) -> None:
+    server = start()
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command(
+            "ACL", "SETUSER", "mall", "on", ">secret", "~sk:*", "+@all", "-config"
+        )
+    url = server.url.replace("unix://", "unix://mall:secret@")
+    hidden = "maxmemory-policy, appendonly, appendfsync, no-appendfsync-on-rewrite"
+    await refused(url, f"does not tell {hidden}.*allow_unverified=True")
+    await refused(url, "does not tell maxmemory-policy; ", durability="memory")
+    assert is_empty(server)
+    async with Engine(url, allow_unverified=True, sweep_ms=0) as engine:
+        assert engine.facts is not None
+        assert ", ".join(engine.facts.unverified) == hidden
+        sale = make_sale()
+        assert (await engine.create(sale)).ok
+        assert (await engine.open(sale.id)).ok
+        assert (await engine.reserve(sale.id, "ann", "k", {"a": 1})).ok
+
+
+async def test_a_server_whose_config_command_has_another_name(
+    start: Callable[..., EmbeddedServer],
+) -> None:
+    server = start(rename_command='CONFIG ""')
+    await refused(server.url, "does not tell")
+    async with Engine(server.url, allow_unverified=True):
+        pass
+
+
+async def test_a_user_who_may_not_even_ask_who_it_is(start: Callable[..., EmbeddedServer]) -> None:
+    server = start()
+    with redis.Redis.from_url(server.url) as client:
+        client.execute_command("ACL", "SETUSER", "mall", "on", ">secret", "~*", "+@all", "-info")
+    await refused(server.url.replace("unix://", "unix://mall:secret@"), "refused INFO")
+
+
+@asynccontextmanager
+async def stand_in(**info: str) -> AsyncIterator[str]:
+    """The URL of something that says OK to whatever it is asked, and to INFO what it is told to:
+    no old server is at hand, and only its version matters."""
+    text = "\r\n".join(f"{name}:{value}" for name, value in info.items()).encode()
+    answer = b"$%d\r\n%s\r\n" % (len(text), text)
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await reader.readline():
+            words = []
+            for _ in range(int(line[1:])):
+                size = int((await reader.readline())[1:])
+                words.append((await reader.readexactly(size + 2))[:-2])
+            writer.write(answer if words[0].upper() == b"INFO" else b"+OK\r\n")
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        host, port = server.sockets[0].getsockname()
+        yield f"redis://{host}:{port}"
+
+
+@pytest.mark.parametrize("version", ["5.0.14", "6.0.20", "2.8.19"])
+async def test_a_server_that_is_too_old(version: str) -> None:
+    async with stand_in(redis_version=version, role="master") as url:
+        await refused(url, f"is Redis {version}; use Redis 6.2 or later, or any Valkey")
+
+
+async def test_a_server_that_keeps_its_version_to_itself() -> None:
+    async with stand_in(role="master") as url:
+        await refused(url, "use Redis 6.2 or later")
+
+
+async def test_a_server_that_wants_a_password(start: Callable[..., EmbeddedServer]) -> None:
+    server = start()
+    with redis.Redis.from_url(server.url) as client:
+        client.config_set("requirepass", "secret")
+    await refused(server.url, "NOAUTH|[Aa]uthentication")
+    async with Engine(server.url.replace("unix://", "unix://:secret@")):
+        pass
+
+
+# -- no server ----------------------------------------------------------------------------------
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+async def test_nobody_there(tmp_path: Path) -> None:
+    for url in (f"redis://127.0.0.1:{free_port()}", f"unix://{tmp_path}/nobody.sock"):
+        engine = Engine(url, timeout_ms=500)
+        with pytest.raises(RedisUnavailable, match="no Redis answers there"):
+            await engine.start()
+        await engine.aclose()
+
+
+async def test_somebody_there_who_hangs_up() -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    async with server:
+        port = server.sockets[0].getsockname()[1]
+        with pytest.raises(RedisUnavailable):
+            await Engine(f"redis://127.0.0.1:{port}", timeout_ms=500).start()
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "",
+        "localhost:6379",
+        "http://localhost",
+        "redis:/localhost",
+        "REDIS//x",
+        "redis://localhost:port",
+        "redis://localhost:6379/0?socket_timeout=soon",
+    ],
+)
+async def test_what_is_no_url(url: str) -> None:
+    with pytest.raises(InvalidInput, match=r"^url: "):
+        await Engine(url).start()
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"timeout_ms": 0},
+        {"timeout_ms": 1.5},
+        {"timeout_ms": True},
+        {"lane_depth": 0},
+        {"lane_depth": -1},
+        {"batch_max": 0},
+        {"batch_max": 1_001},
+        {"sweep_ms": -1},
+        {"sweep_ms": "500"},
+        {"durability": "disk"},
+        {"durability": "replicas:2"},
+    ],
+)
+def test_options_out_of_range(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidInput, match=f"^{next(iter(options))}: "):
+        Engine("redis://localhost", **options)
+
+
+# -- the wrong argument -------------------------------------------------------------------------
+
+BAD_IDS: list[Any] = ["", " ", "a b", "a|b", "a,b", "x" * 65, "é", "a\n", "\x00", 7, None, b"ann"]
+BAD_SALES: list[Any] = ["", "a b", "x" * 41, "{x}", "a:b", "a/b", "é", 7, None]
+BAD_ORDERS: list[Any] = ["", "x", "0" * 23, "0" * 25, "0" * 23 + "-", "é" * 24, "0" * 10_000]
+BAD_QUANTITIES: list[Any] = [0, -1, -(10**18), 10_001, 10**30, True, False, 1.0, "1", None]
+GOOD_ORDER = order_id("sale", "ann", "k")
+
+
+@pytest.fixture
+async def untouched(
+    engine: Engine, open_sale: MakeSale, client: redis.Redis
+) -> AsyncIterator[tuple[Engine, str]]:
+    """An engine and a sale that looks the same after the test as before it."""
+    sale = await open_sale({"a": 5})
+    await engine.reserve(sale.id, "first", "k", {"a": 1})
+    before, keys = dump(client, sale.id), client.dbsize()
+    yield engine, sale.id
+    assert dump(client, sale.id) == before
+    assert client.dbsize() == keys
+
+
+Untouched = tuple[Engine, str]
+
+
+@pytest.mark.parametrize("bad", BAD_IDS, ids=repr)
+async def test_bad_ids(untouched: Untouched, bad: Any) -> None:
+    engine, sale = untouched
+    calls = {
+        "buyer": [lambda: engine.reserve(sale, bad, "k", {"a": 1})],
+        "key": [
+            lambda: engine.reserve(sale, "ann", bad, {"a": 1}),
+            lambda: engine.add_stock(sale, "a", 1, key=bad),
+        ],
+        "payment": [lambda: engine.confirm(sale, GOOD_ORDER, bad)],
+        "refund": [
+            lambda: engine.refund(sale, GOOD_ORDER, bad, return_units=True, return_limit=True)
+        ],
+    }
+    if bad:  # an empty buyer means the backend
+        calls["buyer"] += [
+            lambda: engine.begin_payment(sale, GOOD_ORDER, buyer=bad),
+            lambda: engine.release(sale, GOOD_ORDER, buyer=bad),
+        ]
+    for field, attempts in calls.items():
+        for attempt in attempts:
+            with pytest.raises(InvalidInput) as caught:
+                await attempt()
+            assert caught.value.field == field
+            assert caught.value.remedy
+
+
+@pytest.mark.parametrize("bad", BAD_QUANTITIES, ids=repr)
+async def test_bad_quantities(untouched: Untouched, bad: Any) -> None:
+    engine, sale = untouched
+    for items in ({"a": bad}, {"zz": bad}, {"a": 1, "b": bad}):
+        with pytest.raises(InvalidInput, match=r"^items\['(a|b|zz)'\]: .*whole number from 1"):
+            await engine.reserve(sale, "ann", "k", items)
+
+
+@pytest.mark.parametrize("bad", [0, True, False, 1.5, "3", None, 10**9 + 1, -(10**9) - 1, 10**30])
+async def test_bad_changes_of_stock(untouched: Untouched, bad: Any) -> None:
+    engine, sale = untouched
+    with pytest.raises(InvalidInput, match=r"^units: "):
+        await engine.add_stock(sale, "a", bad, key="k")
+
+
+async def test_quantities_that_are_huge_but_legal(untouched: Untouched) -> None:
+    engine, sale = untouched
+    outcome = await engine.reserve(sale, "ann", "k", {"a": 10_000})
+    assert outcome.status is Status.INSUFFICIENT
+    assert (await engine.add_stock(sale, "a", 10**9, key="k")).status is Status.TOO_MANY_UNITS
+    assert (await engine.add_stock(sale, "a", -(10**9), key="k")).status is Status.BELOW_COMMITTED
+
+
+@pytest.mark.parametrize("items", [{"zz": 1}, {"a": 1, "zz": 1}, {"": 1}, {"0": 1}, {"a,b": 1}])
+async def test_an_unknown_sku(untouched: Untouched, items: dict[str, int]) -> None:
+    engine, sale = untouched
+    assert (await engine.reserve(sale, "ann", "k", items)).status is Status.UNKNOWN_SKU
+
+
+async def test_an_empty_cart(untouched: Untouched) -> None:
+    engine, sale = untouched
+    with pytest.raises(InvalidInput, match=r"^items: the cart is empty"):
+        await engine.reserve(sale, "ann", "k", {})
+
+
+@pytest.mark.parametrize("attrs", ["x" * 513, "字" * 171, "\ud800", 7, None, b"x"], ids=repr)
+async def test_bad_attrs(untouched: Untouched, attrs: Any) -> None:
+    if attrs is None:
+        pytest.skip("None is as good as no attrs")
+    engine, sale = untouched
+    with pytest.raises(InvalidInput, match=r"^attrs: "):
+        await engine.reserve(sale, "ann", "k", {"a": 1}, attrs=attrs)
+
+
+@pytest.mark.parametrize("bad", BAD_ORDERS, ids=lambda bad: repr(bad)[:30])
+async def test_bad_order_ids(untouched: Untouched, bad: str) -> None:
+    engine, sale = untouched
+    for call in (
+        engine.order(sale, bad),
+        engine.begin_payment(sale, bad),
+        engine.confirm(sale, bad, "p1"),
+        engine.release(sale, bad),
+        engine.refund(sale, bad, "r1", return_units=True, return_limit=True),
+    ):
+        with pytest.raises(InvalidInput, match=r"^order: "):
+            await call
+
+
+@pytest.mark.parametrize("bad", BAD_SALES, ids=repr)
+async def test_bad_sale_ids(untouched: Untouched, bad: Any) -> None:
+    engine, _ = untouched
+    for call in (
+        engine.open(bad),
+        engine.pause(bad),
+        engine.resume(bad),
+        engine.close(bad),
+        engine.sale(bad),
+        engine.snapshot(bad),
+        engine.reserve(bad, "ann", "k", {"a": 1}),
+        engine.confirm(bad, GOOD_ORDER, "p1"),
+        engine.add_stock(bad, "a", 1, key="k"),
+        engine.order(bad, GOOD_ORDER),
+    ):
+        with pytest.raises(InvalidInput, match=r"^sale: "):
+            await call
+
+
+@pytest.mark.parametrize("reason", ["x" * 201, "a\nb", "\x1b[31m"])
+async def test_bad_reasons(untouched: Untouched, reason: str) -> None:
+    engine, sale = untouched
+    with pytest.raises(InvalidInput, match=r"^reason: "):
+        await engine.pause(sale, reason)
+
+
+async def test_nothing_of_a_bad_call_is_listed(untouched: Untouched, client: redis.Redis) -> None:
+    engine, _ = untouched
+    before = client.smembers(SALES)
+    with pytest.raises(InvalidInput):
+        await engine.create(make_sale(id="a b"))
+    assert client.smembers(SALES) == before

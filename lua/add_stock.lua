@@ -15,6 +15,7 @@ SKU or number), UNKNOWN_SKU, CLOSED, BELOW_COMMITTED, TOO_MANY_UNITS, DONE.
 local format, definition_id, index, units, key =
   tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local UNITS_MAX = 1000000000
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0, 0, 0 } end
 if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION, 0, 0, 0 } end

@@ -14,6 +14,7 @@ RELEASED, EXPIRED, DONE.
 --@include "lib/sale"
 --@include "lib/record"
 local format, id, buyer = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0, '' } end
 read_clock(sale)

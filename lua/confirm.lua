@@ -20,6 +20,7 @@ TOO_MANY_PAYMENTS, DONE, CONFIRMED_LATE (it had expired, a unit was left and the
 --@include "lib/sale"
 --@include "lib/record"
 local format, id, payment = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0, '' } end
 read_clock(sale)

@@ -19,6 +19,7 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, CLOCK_JUMP (nothing expires until the sal
 --@include "lib/give_back"
 local format, look_at = tonumber(ARGV[1]), tonumber(ARGV[2])
 local HEARTBEAT_MS = 1000
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0, 0, 0, 0 } end
 read_clock(sale)

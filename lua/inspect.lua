@@ -13,6 +13,7 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, DONE.
 --@include "lib/status"
 --@include "lib/sale"
 local format = tonumber(ARGV[1])
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0 } end
 read_clock(sale)

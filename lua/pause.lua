@@ -12,6 +12,7 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, ALREADY (paused), NOT_OPEN (not opened ye
 --@include "lib/status"
 --@include "lib/sale"
 local format, reason = tonumber(ARGV[1]), ARGV[2]
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0 } end
 read_clock(sale)

@@ -18,6 +18,7 @@ refund id with other choices), REFUNDED (by another refund id), NOT_CONFIRMED, D
 --@include "lib/give_back"
 local format, id, refund, return_units, return_limit =
   tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4] == '1', ARGV[5] == '1'
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0, '' } end
 read_clock(sale)

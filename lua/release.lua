@@ -16,6 +16,7 @@ EXPIRED, DONE.
 --@include "lib/record"
 --@include "lib/give_back"
 local format, id, buyer = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0, '' } end
 read_clock(sale)

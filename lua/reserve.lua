@@ -5,10 +5,11 @@ its event in this one step; a refused one has changed nothing. Of a cart either 
 accepted or none. A known id is answered with its record and never taken twice.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] definition id  [3] the batch in msgpack, by columns of equal length:
-         {order ids, buyers, prints, not_after ms, carts (lib/units), attrs}, at most 1,000 lines
-Returns  {server time ms (0: no such sale), deadline ms of what was created, answer, answer, …}: a
-         status for each order, or its record where the order exists
+ARGV     [1] format  [2] definition id  [3] the batch in msgpack, at most 1,000 orders, by columns:
+         {order ids, buyers, not_after ms, carts (lib/units), prints, attrs}; the last two are left
+         out when no order of the batch has attrs
+Returns  {server time ms (0: no such sale), deadline ms of what was created, answers}: a status for
+         each order, or its record where the order exists
 Events   held; up to 32 orders share one stream entry, a field each, and the entry's id carries the
          seq of the last: one XADD an order would be a third of the script's time and 12 bytes more
 
@@ -21,10 +22,12 @@ TOO_LATE → ORDER_LIMIT → SKU_LIMIT → BUYER_LIMIT → SOLD_OUT → INSUFFIC
 --@include "lib/limits"
 --@include "lib/sale"
 local format, definition_id = tonumber(ARGV[1]), ARGV[2]
-local ids, buyers, prints, not_afters, carts, attrs = unpack(cmsgpack.unpack(ARGV[3]))
+local ids, buyers, not_afters, carts, prints, attrs = unpack(cmsgpack.unpack(ARGV[3]))
 local count = #ids
 local ENTRY_MAX = 32
+local NO_ATTRS = '------'
 
+check_keys()
 local sale, broken = read_sale(format)
 local known = redis.call('HMGET', KEYS[4], unpack(ids))
 local purses = redis.call('HMGET', KEYS[3], unpack(buyers))
@@ -49,28 +52,32 @@ if sale then
   end
 end
 
--- Stock of the SKUs this batch touches, by index; read once, changed here, written at the end.
-local available, held, sku_limits = {}, {}, {}
-local function load_stock(index)
-  local s = redis.call('HMGET', KEYS[2], index .. ':available', index .. ':held', index .. ':limit')
-  if not s[1] then return false end
-  available[index], held[index], sku_limits[index] = tonumber(s[1]), tonumber(s[2]), tonumber(s[3])
-  return true
+-- What a cart's text means, worked out once for all orders of the batch that carry the same cart.
+local carts_by_text, indexes = {}, {}
+for i = 1, count do
+  local text = carts[i]
+  if not carts_by_text[text] then
+    local lines, units = read_units(text)
+    carts_by_text[text] = { lines = lines, units = units }
+    for k = 1, #lines, 2 do indexes[lines[k]] = true end
+  end
 end
 
--- What a cart's text means, worked out once for all orders of the batch that carry the same cart.
-local NO_UNITS = {}
-local meanings = {}
-local function read_cart(text)
-  local lines, units = read_units(text)
-  local cart = { lines = lines, units = units }
-  for i = 1, #lines, 2 do
-    if not available[lines[i]] and not load_stock(lines[i]) then cart.unknown = true end
+-- Stock of the SKUs this batch touches, by index: read once, counted here, written at the end.
+local available, held, sku_limits = {}, {}, {}
+if sale then
+  local fields, stock_of = {}, {}
+  for index in pairs(indexes) do
+    stock_of[#stock_of + 1] = index
+    fields[#fields + 1] = index .. ':available'
+    fields[#fields + 1] = index .. ':held'
+    fields[#fields + 1] = index .. ':limit'
   end
-  if not cart.unknown then
-    cart.fresh_refusal = limit_refusal(lines, units, NO_UNITS, 0, sku_limits, sale)
+  local stock = redis.call('HMGET', KEYS[2], unpack(fields))
+  for i, index in ipairs(stock_of) do
+    available[index] = tonumber(stock[3 * i - 2])
+    held[index], sku_limits[index] = tonumber(stock[3 * i - 1]), tonumber(stock[3 * i])
   end
-  meanings[text] = cart
 end
 
 -- Whether a known record was made by this very request. Payments may follow the buyer in it.
@@ -95,108 +102,116 @@ local function stock_refusal(lines)
   return refusal
 end
 
-local now_ms, deadline_ms, tail = 0, 0, ''
+-- A buyer who has had orders: a refusal, or what the buyer has with this one.
+local function purse_with(purse_text, cart, not_after)
+  local purse, units, lapsed = read_purse(purse_text)
+  if sale.max_lapsed > 0 and lapsed >= sale.max_lapsed then return STATUS.NOT_ALLOWED end
+  if not_after < sale.now_ms then return STATUS.TOO_LATE end
+  local refusal = limit_refusal(cart.lines, cart.units, purse, units, sku_limits, sale)
+  if refusal then return refusal end
+  for k = 1, #cart.lines, 2 do
+    local index = cart.lines[k]
+    purse[index] = (purse[index] or 0) + cart.lines[k + 1]
+  end
+  return nil, write_purse(purse, lapsed)
+end
+
+local now_ms, deadline_ms = 0, 0
 if sale then
   now_ms = sale.now_ms
   deadline_ms = now_ms + sale.hold_ms
-  tail = string.format('%d', deadline_ms - sale.origin_ms) .. '|'
-end
-
-if sale then
-  for i = 1, count do
-    if not meanings[carts[i]] then read_cart(carts[i]) end
+  local tail = string.format('%d|', deadline_ms - sale.origin_ms)
+  local nothing = {}
+  for text, cart in pairs(carts_by_text) do
+    cart.head = tail .. text .. '|'
+    for k = 1, #cart.lines, 2 do
+      if not available[cart.lines[k]] then cart.unknown = true end
+    end
+    if not cart.unknown then
+      -- What a buyer without any order is refused; most buyers of a flash sale have none.
+      cart.refusal = limit_refusal(cart.lines, cart.units, nothing, 0, sku_limits, sale)
+    end
   end
 end
 
 -- From here on nothing is read any more, so the events can be written as the orders are decided.
-local answers = { sale and sale.wall_ms or 0, deadline_ms }
-local made, changed, touched = {}, {}, {}
-local records, fifo, events = {}, {}, {}
-local taken, prefix = 0, string.format('%d-', now_ms)
+-- Tables that have served are used again, because growing new ones costs more than filling them:
+-- `known` becomes the answers, and the front of `ids` the orders accepted.
+local made, purse_at = {}, {}
+local records, purse_pairs, events = {}, {}, {}
+local taken, changed, pending, prefix = 0, 0, 0, string.format('%d-', now_ms)
+local CREATED, TOO_LATE = STATUS.CREATED, STATUS.TOO_LATE
 
 for i = 1, count do
-  local id, buyer, cart_text = ids[i], buyers[i], carts[i]
+  local id, buyer, cart_text, print6 = ids[i], buyers[i], carts[i], prints and prints[i] or NO_ATTRS
   local record = known[i] or made[id]
   local answer
   if record then
-    answer = same_order(record, prints[i], cart_text, buyer) and record or STATUS.CONFLICT
+    answer = same_order(record, print6, cart_text, buyer) and record or STATUS.CONFLICT
   elseif broken then
     answer = broken
   else
-    local cart = meanings[cart_text]
+    local cart = carts_by_text[cart_text]
     if cart.unknown then
       answer = STATUS.UNKNOWN_SKU
     elseif closed then
       answer = closed
     else
-      local purse_text = changed[buyer] or purses[i]
-      local refusal, new_purse
-      if not purse_text then
-        refusal = not_afters[i] < now_ms and STATUS.TOO_LATE or cart.fresh_refusal
-        new_purse = cart_text
+      local slot = purse_at[buyer]
+      local purse_text = slot and purse_pairs[slot] or purses[i]
+      local new_purse = cart_text
+      if purse_text then
+        answer, new_purse = purse_with(purse_text, cart, not_afters[i])
       else
-        local purse, units, lapsed = read_purse(purse_text)
-        if sale.max_lapsed > 0 and lapsed >= sale.max_lapsed then
-          refusal = STATUS.NOT_ALLOWED
-        elseif not_afters[i] < now_ms then
-          refusal = STATUS.TOO_LATE
-        else
-          refusal = limit_refusal(cart.lines, cart.units, purse, units, sku_limits, sale)
-        end
-        if not refusal then
-          for k = 1, #cart.lines, 2 do
-            local index = cart.lines[k]
-            purse[index] = (purse[index] or 0) + cart.lines[k + 1]
-          end
-          new_purse = write_purse(purse, lapsed)
-        end
+        answer = not_afters[i] < now_ms and TOO_LATE or cart.refusal
       end
-      refusal = refusal or stock_refusal(cart.lines)
-      if refusal then
-        answer = refusal
-      else
+      answer = answer or stock_refusal(cart.lines)
+      if not answer then
+        answer = CREATED
         local lines = cart.lines
         for k = 1, #lines, 2 do
           local index, quantity = lines[k], lines[k + 1]
           available[index] = available[index] - quantity
           held[index] = held[index] + quantity
-          touched[index] = true
         end
-        record = 'h1' .. prints[i] .. tail .. cart_text .. '|' .. buyer
+        record = 'h1' .. print6 .. cart.head .. buyer
         made[id] = record
-        changed[buyer] = new_purse
         taken = taken + 1
-        fifo[taken] = id
+        ids[taken] = id
         records[2 * taken - 1], records[2 * taken] = id, record
-        events[#events + 1] = id
-        events[#events + 1] = 'held||' .. record .. '|' .. attrs[i]
-        if #events == 2 * ENTRY_MAX then
-          redis.call('XADD', KEYS[7], prefix .. (sale.seq + taken), unpack(events))
-          events = {}
+        if slot then
+          purse_pairs[slot] = new_purse
+        else
+          purse_pairs[changed + 1], purse_pairs[changed + 2] = buyer, new_purse
+          changed = changed + 2
+          purse_at[buyer] = changed
         end
-        answer = STATUS.CREATED
+        events[pending + 1], events[pending + 2] = id, 'held||' .. record .. '|' .. (attrs and attrs[i] or '')
+        pending = pending + 2
+        if pending == 2 * ENTRY_MAX then
+          redis.call('XADD', KEYS[7], prefix .. (sale.seq + taken), unpack(events, 1, pending))
+          pending = 0
+        end
       end
     end
   end
-  answers[i + 2] = answer
+  known[i] = answer
 end
 
 if closed and sale.jumped then
   pause_for_jump(sale)
 elseif taken > 0 then
   sale.seq = sale.seq + taken
-  if #events > 0 then redis.call('XADD', KEYS[7], prefix .. sale.seq, unpack(events)) end
-  local purse_pairs = {}
-  for buyer, purse in pairs(changed) do
-    purse_pairs[#purse_pairs + 1] = buyer
-    purse_pairs[#purse_pairs + 1] = purse
+  if pending > 0 then redis.call('XADD', KEYS[7], prefix .. sale.seq, unpack(events, 1, pending)) end
+  local stock = {}
+  for index, units in pairs(available) do
+    stock[#stock + 1], stock[#stock + 2] = index .. ':available', units
+    stock[#stock + 1], stock[#stock + 2] = index .. ':held', held[index]
   end
-  for index in pairs(touched) do
-    redis.call('HSET', KEYS[2], index .. ':available', available[index], index .. ':held', held[index])
-  end
+  redis.call('HSET', KEYS[2], unpack(stock))
   redis.call('HSET', KEYS[4], unpack(records))
   redis.call('HSET', KEYS[3], unpack(purse_pairs))
-  redis.call('RPUSH', KEYS[5], unpack(fifo))
+  redis.call('RPUSH', KEYS[5], unpack(ids, 1, taken))
   write_sale(sale)
 end
-return answers
+return { sale and sale.wall_ms or 0, deadline_ms, known }

@@ -17,7 +17,7 @@ import msgspec
 from seckill import order as orders
 from seckill import redis as servers
 from seckill.calls import Calls
-from seckill.errors import InvalidInput, UnknownSale
+from seckill.errors import EngineClosed, InvalidInput, UnknownSale
 from seckill.keys import SALES, shard_keys
 from seckill.lane import Lane
 from seckill.order import Order, Outcome
@@ -58,7 +58,7 @@ class _Shard:
         self.origin_ms = origin_ms
         self.keys = shard_keys(sale.id)
         self.lane: Lane | None = None
-        self.starting = asyncio.Lock()
+        self.opening: asyncio.Task[Lane] | None = None
 
 
 class Engine:
@@ -167,6 +167,9 @@ class Engine:
             self._reaper = None
         shards, self._shards = list(self._shards.values()), {}
         self._started = False
+        await asyncio.gather(
+            *(shard.opening for shard in shards if shard.opening), return_exceptions=True
+        )
         await asyncio.gather(*(shard.lane.aclose() for shard in shards if shard.lane))
         await self._calls.aclose()
         if self._server is not None:
@@ -422,19 +425,30 @@ class Engine:
         return shard
 
     async def _open_lane(self, shard: _Shard) -> Lane:
-        async with shard.starting:
-            if shard.lane is None:
-                lane = Lane(
-                    self._calls.connection,
-                    shard.keys,
-                    shard.sale.definition_id,
-                    timeout_ms=self._timeout_ms,
-                    depth_max=self._lane_depth,
-                    batch_max=self._batch_max,
-                )
-                await lane.start()
-                shard.lane = lane
-            return shard.lane
+        # One attempt for all who wait: on a server that is stuck, a queue of attempts would let the
+        # last caller wait for the time-outs of all the others.
+        if shard.opening is None:
+            shard.opening = asyncio.create_task(self._start_lane(shard))
+        return await asyncio.shield(shard.opening)
+
+    async def _start_lane(self, shard: _Shard) -> Lane:
+        try:
+            lane = Lane(
+                self._calls.connection,
+                shard.keys,
+                shard.sale.definition_id,
+                timeout_ms=self._timeout_ms,
+                depth_max=self._lane_depth,
+                batch_max=self._batch_max,
+            )
+            await lane.start()
+            if not self._started:
+                await lane.aclose()
+                raise EngineClosed("the engine is shutting down")
+            shard.lane = lane
+            return lane
+        finally:
+            shard.opening = None
 
     async def _forget(self, shard: _Shard) -> None:
         if self._shards.get(shard.sale.id) is shard:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 __all__ = ["Answer", "Lane"]
 
 SLOTS: Final = 2
+_COLUMNS: Final = 6
 HALVE_FROM: Final = 32
 
 _pack = msgspec.msgpack.encode
@@ -47,9 +48,9 @@ Answer = tuple[int | bytes, int]
 """What reserve.lua said of one order: a status or its record, and the deadline ms of a new hold."""
 
 
-# An order that waits: id, buyer, print, not_after ms, cart, attrs, the caller's future, and when it
+# An order that waits: id, buyer, not_after ms, cart, print, attrs, the caller's future, and when it
 # gives up (monotonic seconds). A plain tuple, whose first six are the columns of the script call.
-_Waiting = tuple[str, str, str, int, str, str, "asyncio.Future[Answer]", float]
+_Waiting = tuple[str, str, int, str, str, str, "asyncio.Future[Answer]", float]
 
 
 class Lane:
@@ -118,9 +119,9 @@ class Lane:
             (
                 order_id,
                 buyer,
-                print6,
                 int(give_up_s * 1000 + self._offset_ms),
                 cart,
+                print6,
                 attrs,
                 future,
                 give_up_s,
@@ -209,7 +210,7 @@ class Lane:
                 if reply[0]:
                     self.learn_time(reply[0])
                 deadline_ms = reply[1]
-                for order, answer in zip(batch, reply[2:], strict=True):
+                for order, answer in zip(batch, reply[2], strict=True):
                     future = order[6]
                     if not future.done():
                         future.set_result((answer, deadline_ms))
@@ -261,13 +262,15 @@ class _Slot:
     async def exchange(self, connection: AbstractConnection, batch: list[_Waiting]) -> list[Any]:
         from redis.exceptions import NoScriptError
 
-        columns = list(zip(*batch, strict=True))[:6]
-        command = ("EVALSHA", self._script.sha, *self._lane._head, _pack(columns))
+        columns = list(zip(*batch, strict=True))[:_COLUMNS]
+        if not any(columns[-1]):
+            columns = columns[:-2]
+        call = (*self._lane._head, _pack(columns))
         try:
-            return await self._call(connection, *command)  # type: ignore[no-any-return]
+            return await self._call(connection, "EVALSHA", self._script.sha, *call)  # type: ignore[no-any-return]
         except NoScriptError:
-            await self._call(connection, "SCRIPT", "LOAD", self._script.source)
-            return await self._call(connection, *command)  # type: ignore[no-any-return]
+            # With its source, because a script loaded now could be flushed again before its call.
+            return await self._call(connection, "EVAL", self._script.source, *call)  # type: ignore[no-any-return]
 
     async def _call(self, connection: AbstractConnection, *command: Any) -> Any:
         await connection.send_packed_command(connection.pack_command(*command), check_health=False)

@@ -84,26 +84,26 @@ def connect_client(pool: BlockingConnectionPool) -> Redis:
     return Redis(connection_pool=pool)
 
 
-# What a server says while it restarts, fails over or moves a slot: try again in a moment.
-_TRANSIENT_WORDS: Final = (
-    "BUSY ",
-    "CLUSTERDOWN",
-    "LOADING",
-    "MASTERDOWN",
-    "MISCONF",
-    "MOVED",
-    "NOREPLICAS",
-    "READONLY",
-    "TRYAGAIN",
-)
+# Errors that redis-py has no class for, by their first word: the server is busy with a script,
+# cannot write its file, or misses its replicas. It may be itself again in a moment.
+_TRANSIENT_WORDS: Final = ("BUSY ", "MISCONF", "NOREPLICAS")
 
 
 def is_transient(error: Exception) -> bool:
     """Whether to send the same call again: the connection broke, or the server is not itself."""
     from redis import exceptions
 
-    broken = (exceptions.ConnectionError, exceptions.TimeoutError, exceptions.ReadOnlyError)
-    if isinstance(error, (*broken, OSError, EOFError)):
+    known = (
+        exceptions.AskError,
+        exceptions.ClusterDownError,
+        exceptions.ConnectionError,
+        exceptions.MasterDownError,
+        exceptions.MovedError,
+        exceptions.ReadOnlyError,
+        exceptions.TimeoutError,
+        exceptions.TryAgainError,
+    )
+    if isinstance(error, (*known, OSError, EOFError)):
         return True
     return str(error).startswith(_TRANSIENT_WORDS)
 

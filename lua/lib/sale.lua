@@ -15,7 +15,6 @@ end
 
 -- Returns the header as a table, or nil and the refusal that no verb gets past.
 local function read_sale(format)
-  check_keys()
   local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
     'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
     'clock_jump_ms', 'definition_id', 'reason')

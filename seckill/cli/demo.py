@@ -22,7 +22,7 @@ import typer
 
 from seckill import redis as servers
 from seckill.cli.command import Json
-from seckill.cli.demo_check import check_books
+from seckill.cli.demo_check import check_books, plainest_first
 from seckill.cli.demo_messages import Books, LoadOrders, Progress
 from seckill.cli.demo_report import Report, ScriptTime, make_report, read_story
 from seckill.cli.demo_sale import demo_sale
@@ -43,6 +43,8 @@ OPENS_IN_MS: Final = 1_200
 LOOK_S: Final = 0.2
 # All must be quiet for so long before the crowd is told to go home.
 QUIET_S: Final = 0.6
+# So long after the last deadline the stock must have moved.
+STILL_S: Final = 3.0
 PEAK_WINDOW_S: Final = 1.0
 
 
@@ -68,8 +70,9 @@ def demo(
 
 async def _perform(buyers: int, screen: Screen) -> Report:
     if task := asyncio.current_task():
-        # SIGTERM must unwind like Ctrl-C, so that no process and no directory is left behind.
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        # These must unwind like Ctrl-C, so that no process and no directory is left behind.
+        for number in (signal.SIGTERM, signal.SIGHUP):
+            asyncio.get_running_loop().add_signal_handler(number, task.cancel)
     try:
         async with asyncio.timeout(TIME_LIMIT_S) as limit:
             with tempfile.TemporaryDirectory(prefix="seckill-demo-") as name, screen:
@@ -119,7 +122,7 @@ class _Demo:
             story=story,
             books=books,
             verdict=verdict,
-            violations=[*verdict.violations, *check_books(books, story, snapshot)],
+            violations=plainest_first([*verdict.violations, *check_books(books, story, snapshot)]),
             scripts=ScriptTime(after.calls - before.calls, after.micros - before.micros),
             peak=self._peak,
             seconds=monotonic() - self._began_s,
@@ -148,7 +151,8 @@ class _Demo:
         )
         await load.send(msgspec.json.encode(orders).decode())
         listening = asyncio.create_task(self._listen(load))
-        quiet_s, told = 0.0, False
+        quiet_s, still_s, told = 0.0, 0.0, False
+        units: object = None
         try:
             while not listening.done():
                 await asyncio.wait({listening}, timeout=LOOK_S)
@@ -158,7 +162,12 @@ class _Demo:
                 if self._progress is not None:
                     self._screen.live(sale, snapshot, self._progress, self._buyers, self._rate)
                 quiet_s = quiet_s + LOOK_S if self._is_quiet(snapshot) else 0.0
-                if not told and (quiet_s >= QUIET_S or _is_broken(snapshot)):
+                still = snapshot.stock == units and self._all_came()
+                still_s = still_s + LOOK_S if still else 0.0
+                units = snapshot.stock
+                # Units that neither sell nor come back are lost, and will not be found by waiting.
+                lost = still_s >= (sale.hold_ms + sale.pay_ms) / 1000 + STILL_S
+                if not told and (quiet_s >= QUIET_S or lost or self._is_broken(snapshot)):
                     told = True
                     await load.send("finish")
         finally:
@@ -180,6 +189,9 @@ class _Demo:
                 self._rate = (progress.decided - marks[0][1]) / passed_s
                 self._peak = max(self._peak, self._rate)
 
+    def _all_came(self) -> bool:
+        return self._progress is not None and self._progress.arrivals_done
+
     def _is_quiet(self, snapshot: Snapshot) -> bool:
         """Whether nothing is under way any more, and nobody who waits could still get a unit."""
         progress = self._progress
@@ -194,14 +206,13 @@ class _Demo:
             )
         )
 
-
-def _is_broken(snapshot: Snapshot) -> bool:
-    """Whether there is no point in going on: units were sold that never were."""
-    return any(
-        min(stock.available, stock.held) < 0
-        or stock.available + stock.held + stock.confirmed != stock.total
-        for stock in snapshot.stock.values()
-    )
+    def _is_broken(self, snapshot: Snapshot) -> bool:
+        """Whether a promise is broken already, so that there is no point in going on."""
+        return (self._progress is not None and self._progress.broken > 0) or any(
+            min(stock.available, stock.held) < 0
+            or stock.available + stock.held + stock.confirmed != stock.total
+            for stock in snapshot.stock.values()
+        )
 
 
 async def _script_time(url: str) -> ScriptTime:

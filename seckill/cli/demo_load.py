@@ -111,6 +111,7 @@ class _Load:
                 p99_ms=_at(recent, 0.99),
                 waiting=dict(crowd.waiting),
                 busy=crowd.busy,
+                broken=len(shop.broken),
                 arrivals_done=crowd.settling,
             )
             sys.stdout.write(msgspec.json.encode(progress).decode() + "\n")
@@ -146,6 +147,7 @@ class _Load:
             refused=dict(shop.refused),
             mischief=shop.mischief,
             broken=shop.broken[:100],
+            hung_up=sorted(shop.hung_up),
             unanswered=shop.unanswered,
             probes=probes,
             retried=dict(shop.retried),
@@ -168,7 +170,9 @@ def _at(times: list[float], share: float) -> float:
 async def _main(orders: LoadOrders) -> None:
     connector = aiohttp.TCPConnector(limit=CONNECTIONS_MAX)
     timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
-    async with aiohttp.ClientSession(connector=connector, timeout=timeout) as session:
+    async with aiohttp.ClientSession(
+        connector=connector, timeout=timeout, cookie_jar=aiohttp.DummyCookieJar()
+    ) as session:
         books = await _Load(orders, session).run()
     Path(orders.books).write_bytes(msgspec.json.encode(books))  # noqa: ASYNC240 - the last thing done
 

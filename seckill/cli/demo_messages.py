@@ -26,7 +26,8 @@ class LoadOrders(msgspec.Struct, frozen=True):
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):
     """How far the load is, several times a second. ``p50_ms`` and ``p99_ms`` are of the last ones;
-    ``waiting`` counts, by SKU, the buyers who keep asking; ``busy`` the orders not yet lived out.
+    ``waiting`` counts, by SKU, the buyers who keep asking; ``busy`` the orders not yet lived out;
+    ``broken`` the promises that buyers saw broken.
     """
 
     at_s: float
@@ -40,6 +41,7 @@ class Progress(msgspec.Struct, frozen=True, kw_only=True):
     p99_ms: float
     waiting: dict[str, int]
     busy: int
+    broken: int
     arrivals_done: bool
 
 
@@ -76,15 +78,17 @@ class Mischief(msgspec.Struct):
 
 
 class Books(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the buyers saw. ``refused`` counts answers by code; ``unanswered`` are the
-    (buyer, key) whose outcome stayed unknown; ``probes`` is what a fresh buyer was told at the end,
-    by SKU; ``broken`` is (rule, text)."""
+    """Everything the buyers saw. ``refused`` counts answers by code; ``hung_up`` are the buyers of
+    requests whose answer nobody read, so that they may have been carried out unseen; ``unanswered``
+    counts wishes without any answer; ``probes`` is what a fresh buyer was told at the end, by SKU;
+    ``broken`` is (rule, text)."""
 
     receipts: list[Receipt]
     refused: dict[str, int]
     mischief: Mischief
     broken: list[tuple[str, str]]
-    unanswered: list[tuple[str, str]]
+    hung_up: list[str]
+    unanswered: int
     probes: dict[str, str]
     retried: dict[str, int]
     buyers: int

@@ -73,6 +73,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     mischief: Mischief
     retried: dict[str, int]
     unanswered: int
+    unclaimed: int
     all_taken_after_ms: int | None
     requests: int
     decided: int
@@ -169,7 +170,8 @@ def make_report(
         amount_fen=sum(order.amount_fen for order in paid),
         mischief=books.mischief,
         retried=books.retried,
-        unanswered=len(books.unanswered),
+        unanswered=books.unanswered,
+        unclaimed=len(story.orders.keys() - {receipt.order for receipt in books.receipts}),
         all_taken_after_ms=story.all_taken_ms,
         requests=books.requests,
         decided=books.decided,

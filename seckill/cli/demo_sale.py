@@ -24,10 +24,11 @@ LASTS_S: Final = 600
 def example_file(name: str) -> Path:
     """A file of the installed package ``seckill.examples``, else of the checkout's examples/."""
     try:
-        folder = Path(str(resources.files("seckill.examples")))
+        # A wheel unpacks to plain files, so the resource is a path.
+        file = Path(str(resources.files("seckill.examples").joinpath(name)))
     except ModuleNotFoundError:
-        folder = Path(__file__).parents[2] / "examples"
-    if not (file := folder / name).is_file():
+        file = Path(__file__).parents[2] / "examples" / name
+    if not file.is_file():
         raise SeckillError(f"{file} is missing: this installation of seckill has no examples")
     return file
 

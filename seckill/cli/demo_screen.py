@@ -6,6 +6,7 @@ but the report.
 
 from __future__ import annotations
 
+from collections import Counter
 from time import monotonic
 from types import TracebackType
 from typing import Final, Self
@@ -19,7 +20,6 @@ from rich.text import Text
 from seckill.cli.demo_messages import Progress
 from seckill.cli.demo_report import Report
 from seckill.cli.output import Output, yuan
-from seckill.cli.verify import violation_text
 from seckill.sale import Sale
 from seckill.snapshot import Snapshot, Stock
 
@@ -27,10 +27,9 @@ __all__ = ["Screen"]
 
 FRAMES_A_SECOND: Final = 8
 PLAIN_EVERY_S: Final = 2.0
-BAR: Final = 24
+BAR: Final = 22
 LABEL: Final = 11
 WIDE: Final = 100
-VIOLATIONS_SHOWN: Final = 8
 
 
 class Screen:
@@ -90,7 +89,7 @@ class Screen:
         self, sale: Sale, snapshot: Snapshot, progress: Progress, buyers: int, rate: float
     ) -> RenderableType:
         width = min(self._console.width, 120)
-        titles = 34 if width >= WIDE else 22
+        titles = 34 if width >= WIDE else 20
         table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
         for justify in ("left", "left", "right", "right", "right"):
             table.add_column(justify=justify, no_wrap=True)
@@ -188,6 +187,7 @@ def _lines(report: Report) -> list[tuple[str, list[str]]]:
                 [
                     ("expired", report.expired),
                     ("given up", report.released),
+                    ("never claimed", report.unclaimed),
                     ("units resold", report.units_resold),
                 ]
             ),
@@ -235,7 +235,7 @@ def _lines(report: Report) -> list[tuple[str, list[str]]]:
             "Redis",
             [
                 f"{report.script_micros_per_decided:.1f} µs of script an order request",
-                f"{report.script_calls:,} script calls, all verbs",
+                f"{report.script_calls:,} script calls of all verbs",
             ],
         ),
     ]
@@ -257,15 +257,18 @@ def _verdict(report: Report) -> Text:
             f"{report.events:,} events replayed: nothing oversold, no limit broken, no key twice",
             f"{report.orders_in_stream:,} orders: buyers, stream and Redis tell the same story",
             f"{units:,} units = {paid:,} paid + 0 held + {left:,} left"
-            + (", whom nobody wanted" if left else ""),
+            + (", which nobody asked for any more" if left else ""),
         ):
             verdict.append("✓ ", style="bold green").append(line + "\n")
         verdict.rstrip()
         return verdict
-    for violation in report.violations[:VIOLATIONS_SHOWN]:
-        verdict.append("✗ ", style="bold red").append(violation_text(violation) + "\n")
-    hidden = len(report.violations) - VIOLATIONS_SHOWN
-    if hidden > 0:
-        verdict.append(f"  and {hidden:,} more\n", style="dim")
+    rules = Counter(violation.rule for violation in report.violations)
+    for violation in report.violations:
+        # The first of each rule; a broken rule is seldom broken once.
+        if more := rules.pop(violation.rule, 0):
+            where = f" (event {violation.seq})" if violation.seq else ""
+            verdict.append("✗ ", style="bold red").append(violation.rule, style="bold")
+            verdict.append(f": {violation.text}{where}")
+            verdict.append(f" and {more - 1:,} more\n" if more > 1 else "\n")
     verdict.rstrip()
     return verdict

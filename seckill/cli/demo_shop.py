@@ -50,6 +50,7 @@ class Answer(msgspec.Struct):
     order: _Order | None = None
 
 
+_BUYER: Final = "Seckill-Buyer"
 _GAVE_UP: Final = Answer("")
 _answer: Final = msgspec.json.Decoder(Answer).decode
 _order: Final = msgspec.json.Decoder(_Order).decode
@@ -70,20 +71,21 @@ class Shop:
         self.retried: Counter[str] = Counter()
         self.mischief = Mischief()
         self.broken: list[tuple[str, str]] = []
-        self.unanswered: list[tuple[str, str]] = []
+        self.hung_up: set[str] = set()
+        self.unanswered = 0
         self.decided_s: list[float] = []
         self.requests = 0
 
     async def reserve(self, buyer: str, key: str, items: dict[str, int]) -> str:
         """Asks for units and books the answer, whose code is returned. Asks until there is one."""
-        headers = {"Seckill-Buyer": buyer, "Idempotency-Key": key}
+        headers = {_BUYER: buyer, "Idempotency-Key": key}
         answer = await self._ask("", headers, _body(items), timed=True)
         if answer.code in ACCEPTED and answer.order is not None:
             self._book(buyer, key, items, answer.code, answer.order)
         elif answer.code in _REFUSALS:
             self.refused[answer.code] += 1
         elif answer is _GAVE_UP:
-            self.unanswered.append((buyer, key))
+            self.unanswered += 1
         else:
             self.broken.append(("unexpected answer", f"{answer.code} to {buyer}, key {key}"))
         return answer.code
@@ -110,7 +112,7 @@ class Shop:
         """Sends an order and hangs up without reading the answer."""
         body = _body(items)
         head = (
-            f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\nSeckill-Buyer: {buyer}\r\n"
+            f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\n{_BUYER}: {buyer}\r\n"
             f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
@@ -120,6 +122,7 @@ class Shop:
             self.retried["connect"] += 1
             return
         self.requests += 1
+        self.hung_up.add(buyer)
         writer.write(head.encode() + body)
         # Sometimes before it is read, sometimes while it is decided, sometimes after.
         await asyncio.sleep(random.choice((0, 0.001, 0.005)))
@@ -127,12 +130,12 @@ class Shop:
 
     async def begin_payment(self, receipt: Receipt) -> str:
         """The buyer opens the cashier."""
-        headers = {"Seckill-Buyer": receipt.buyer}
+        headers = {_BUYER: receipt.buyer}
         return (await self._ask(f"/{receipt.order}/begin-payment", headers)).code
 
     async def release(self, receipt: Receipt) -> str:
         """The buyer gives the order up."""
-        headers = {"Seckill-Buyer": receipt.buyer}
+        headers = {_BUYER: receipt.buyer}
         return (await self._ask(f"/{receipt.order}/release", headers)).code
 
     async def confirm(self, receipt: Receipt, payment: str) -> str:
@@ -143,7 +146,7 @@ class Shop:
 
     async def look(self, receipt: Receipt) -> _Order | None:
         """The order as its buyer sees it, None when the intake does not know it."""
-        headers = {"Seckill-Buyer": receipt.buyer}
+        headers = {_BUYER: receipt.buyer}
         answer = await self._ask(f"/{receipt.order}", headers, verb="GET")
         return answer.order
 
@@ -185,12 +188,14 @@ class Shop:
                     text = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self.retried[type(error).__name__] += 1
+                self.hung_up.add(headers.get(_BUYER, ""))
                 continue
             if verb == "GET" and response.status == 200:
                 return Answer("ok", _order(text))
             answer = _answer(text)
             if response.status == 503:
                 self.retried[answer.code] += 1
+                self.hung_up.add(headers.get(_BUYER, ""))
                 continue
             if timed:
                 self.decided_s.append(perf_counter() - began_s)

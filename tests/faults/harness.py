@@ -30,6 +30,7 @@ import pytest
 import redis
 
 from seckill.embedded import SERVER_ENV, EmbeddedServer, find_server
+from seckill.redis import Durability
 from tests.faults.checker import History, Report, check, observe
 
 __all__ = ["FragileServer", "LoadProcess", "crash_cycle"]
@@ -137,7 +138,9 @@ class FragileServer:
 class LoadProcess:
     """tests/faults/load.py, and its history as far as it has been read."""
 
-    def __init__(self, url: str, sale: str, folder: Path, *, seed: int, durability: str) -> None:
+    def __init__(
+        self, url: str, sale: str, folder: Path, *, seed: int, durability: Durability
+    ) -> None:
         self._log = folder / "history.jsonl"
         self._log.touch()
         self.history = History()

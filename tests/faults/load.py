@@ -13,12 +13,14 @@ import os
 import random
 import sys
 from collections.abc import Awaitable, Callable
+from functools import partial
 from itertools import count
 from typing import Any
 
 from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, Overloaded, RedisUnavailable
 from seckill.order import Outcome, order_id
+from seckill.redis import Durability
 from seckill.status import Status
 from tests.faults.sales import SKUS
 
@@ -69,9 +71,7 @@ class Load:
             sku = SKUS[self._random.random() < 0.2]
             order = order_id(sale, buyer, "k")
 
-            async def reserve(buyer: str = buyer, sku: str = sku) -> Outcome:
-                return await engine.reserve(sale, buyer, "k", {sku: 1})
-
+            reserve = partial(engine.reserve, sale, buyer, "k", {sku: 1})
             # A double click now and then, and a blind retry of what was answered long ago.
             clicks = 2 if self._random.random() < 0.1 else 1
             statuses = await asyncio.gather(
@@ -81,14 +81,16 @@ class Load:
                 continue
             what_next = self._random.random()
             if what_next < 0.15:
-                await self.call("confirm", order, lambda id_=order: engine.confirm(sale, id_, "p"))
+                await self.call("confirm", order, partial(engine.confirm, sale, order, "p"))
             elif what_next < 0.3:
-                await self.call("release", order, lambda id_=order: engine.release(sale, id_))
+                await self.call("release", order, partial(engine.release, sale, order))
             elif what_next < 0.35:
                 await self.call("reserve", order, reserve)
 
 
-async def main(url: str, sale: str, log: str, seed: str, callers: str, durability: str) -> None:
+async def main(
+    url: str, sale: str, log: str, seed: str, callers: str, durability: Durability
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
     async with Engine(url, durability=durability, timeout_ms=TIMEOUT_MS) as engine:
         load = Load(engine, sale, descriptor, int(seed))
@@ -101,4 +103,5 @@ async def main(url: str, sale: str, log: str, seed: str, callers: str, durabilit
 
 
 if __name__ == "__main__":
-    asyncio.run(main(*sys.argv[1:]))
+    arguments: Any = sys.argv[1:]
+    asyncio.run(main(*arguments))

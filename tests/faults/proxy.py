@@ -54,7 +54,7 @@ class Command:
     @property
     def not_after_ms(self) -> list[int]:
         """How long each order of a lane's batch is good for, by the server's clock."""
-        return self.columns[3] if self.columns else []
+        return self.columns[2] if self.columns else []
 
     def raw(self) -> bytes:
         """The command's bytes as the server gets them."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+from collections.abc import Awaitable, Iterable
 from itertools import count
 
 from seckill.engine import Engine
@@ -12,7 +13,20 @@ from seckill.sale import Item, Sale
 from seckill.status import Status
 from tests.faults.checker import observe, state_problems
 
-__all__ = ["SKUS", "buy", "buy_all", "held", "id_of", "open_sale", "small_sale", "statuses"]
+__all__ = [
+    "SKUS",
+    "Answers",
+    "answers_of",
+    "buy",
+    "buy_all",
+    "held",
+    "id_of",
+    "open_sale",
+    "small_sale",
+    "statuses",
+]
+
+Answers = list[Outcome | BaseException]
 
 SKUS = ("plain", "scarce")
 _numbers = count(1)
@@ -47,9 +61,18 @@ async def buy(engine: Engine, sale: str, buyer: object, sku: str = "plain") -> O
     return await engine.reserve(sale, f"b{buyer}", "k", {sku: 1})
 
 
-async def buy_all(engine: Engine, sale: str, buyers: range) -> list[Outcome | BaseException]:
-    """One unit for each of many buyers at once; what was raised stands beside the outcomes."""
-    return await asyncio.gather(*(buy(engine, sale, n) for n in buyers), return_exceptions=True)
+async def answers_of(calls: Iterable[Awaitable[Outcome]]) -> Answers:
+    """The outcome of each call, or what it raised; in bounded time, because a lane that has died
+    answers nobody."""
+    async with asyncio.timeout(30):
+        return await asyncio.gather(*calls, return_exceptions=True)
+
+
+async def buy_all(
+    engine: Engine, sale: str, buyers: Iterable[object], sku: str = "plain"
+) -> Answers:
+    """One unit for each of many buyers at once."""
+    return await answers_of(buy(engine, sale, buyer, sku) for buyer in buyers)
 
 
 def id_of(sale: str, buyer: object) -> str:
@@ -64,6 +87,6 @@ def held(url: str, sale: str) -> set[str]:
     return set(seen.orders)
 
 
-def statuses(outcomes: list[Outcome | BaseException]) -> list[Status | type[BaseException]]:
+def statuses(outcomes: Answers) -> list[Status | type[BaseException]]:
     """The status of each outcome, or the exception's class."""
     return [out.status if isinstance(out, Outcome) else type(out) for out in outcomes]

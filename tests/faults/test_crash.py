@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from seckill.engine import Engine
+from seckill.redis import Durability
 from seckill.verify import verify
 from tests.faults.checker import Verdict, check, observe
 from tests.faults.harness import FragileServer, LoadProcess, crash_cycle
@@ -31,7 +32,7 @@ def seed() -> int:
     return seed
 
 
-def make_sale(url: str, durability: str) -> str:
+def make_sale(url: str, durability: Durability) -> str:
     async def make() -> str:
         async with Engine(url, durability=durability, sweep_ms=0) as engine:
             return await open_sale(engine, scarce=500)

@@ -16,7 +16,7 @@ from seckill.keys import shard_keys
 from seckill.order import Outcome
 from seckill.status import Status
 from tests.faults.proxy import Command, Fate, Proxy
-from tests.faults.sales import buy, held, id_of, open_sale
+from tests.faults.sales import answers_of, buy, buy_all, held, id_of, open_sale, statuses
 
 ONE = {"plain": 1}
 
@@ -47,7 +47,7 @@ class Gate:
 
 async def occupy_slots(gate: Gate, engine: Engine, sale: str) -> list[asyncio.Future[Outcome]]:
     """Two calls of which each holds one slot of the lane, until the gate is opened."""
-    calls = []
+    calls: list[asyncio.Future[Outcome]] = []
     for slot in range(2):
         calls.append(asyncio.ensure_future(buy(engine, sale, f"slot{slot}")))
         await gate.reached()
@@ -91,8 +91,7 @@ async def test_batches_grow_under_load(server: EmbeddedServer) -> None:
         calls += [asyncio.ensure_future(buy(engine, sale, buyer)) for buyer in range(230)]
         await asyncio.sleep(0.01)
         gate.opened.set()
-        outcomes = await asyncio.gather(*calls)
-        assert {outcome.status for outcome in outcomes} == {Status.CREATED}
+        assert set(statuses(await answers_of(calls))) == {Status.CREATED}
         sizes = [len(batch) for batch in proxy.batches()]
         assert sizes[:3] == [1, 1, 1]
         assert max(sizes) == 100, "batch_max is the most a batch has"
@@ -109,7 +108,7 @@ async def test_a_burst_is_shared_by_both_slots(server: EmbeddedServer) -> None:
         await gate.reached()
         await gate.reached()
         gate.opened.set()
-        await asyncio.gather(*calls)
+        await answers_of(calls)
         sizes = [len(batch) for batch in proxy.batches()]
         assert sizes == [1, 100, 100]
         assert len({command.link for command in proxy.seen if command.order_ids}) == 2
@@ -119,18 +118,15 @@ async def test_the_first_come_are_first_in_the_batch(server: EmbeddedServer) -> 
     async with Proxy(server.url) as proxy, Engine(proxy.url) as engine:
         sale = await open_sale(engine, scarce=5)
         await buy(engine, sale, "first")
-        outcomes = await asyncio.gather(*(buy(engine, sale, n, "scarce") for n in range(20)))
-        statuses = [outcome.status for outcome in outcomes]
-        assert statuses == [Status.CREATED] * 5 + [Status.SOLD_OUT] * 15
+        outcomes = await buy_all(engine, sale, range(20), "scarce")
+        assert statuses(outcomes) == [Status.CREATED] * 5 + [Status.SOLD_OUT] * 15
 
 
 async def test_a_double_click_in_one_batch_is_one_order(server: EmbeddedServer) -> None:
     async with Engine(server.url) as engine:
         sale = await open_sale(engine)
-        outcomes = await asyncio.gather(*(buy(engine, sale, "same") for _ in range(10)))
-        statuses = sorted(outcome.status for outcome in outcomes)
-        assert statuses == [Status.CREATED] + [Status.EXISTS] * 9
-        assert len({outcome.order.id for outcome in outcomes if outcome.order}) == 1
+        outcomes = await buy_all(engine, sale, ["same"] * 10)
+        assert statuses(outcomes) == [Status.CREATED] + [Status.EXISTS] * 9
         assert len(held(server.url, sale)) == 1
 
 
@@ -152,7 +148,7 @@ async def test_a_full_lane_says_so_at_once_and_sends_nothing(server: EmbeddedSer
             assert refusal.value.retry_after_ms > 0
         assert monotonic() - began < 0.1
         gate.opened.set()
-        assert {outcome.status for outcome in await asyncio.gather(*calls)} == {Status.CREATED}
+        assert set(statuses(await answers_of(calls))) == {Status.CREATED}
         sent = {order for command in proxy.seen for order in command.order_ids}
         away = {id_of(sale, f"away{n}") for n in range(20)}
         assert len(sent) == 7
@@ -172,13 +168,8 @@ async def test_a_cancelled_caller_does_not_harm_its_batch(server: EmbeddedServer
             call.cancel()
         await asyncio.sleep(0.01)
         gate.opened.set()
-        outcomes = await asyncio.gather(*calls, return_exceptions=True)
-        for buyer, outcome in enumerate(outcomes):
-            if buyer % 3 == 0:
-                assert isinstance(outcome, asyncio.CancelledError)
-            else:
-                assert isinstance(outcome, Outcome)
-                assert outcome.status is Status.CREATED
+        for buyer, status in enumerate(statuses(await answers_of(calls))):
+            assert status is (Status.CREATED if buyer % 3 else asyncio.CancelledError)
         # It was on its way, so the order exists, and whoever asks again gets it.
         again = await buy(engine, sale, 0)
         assert again.status is Status.EXISTS
@@ -197,8 +188,7 @@ async def test_a_caller_cancelled_while_it_waits_is_never_sent(server: EmbeddedS
         await asyncio.sleep(0.01)
         gone.cancel()
         gate.opened.set()
-        assert (await stays).status is Status.CREATED
-        await asyncio.gather(*calls)
+        assert set(statuses(await answers_of([stays, *calls]))) == {Status.CREATED}
         assert id_of(sale, "gone") not in held(server.url, sale)
 
 
@@ -213,13 +203,11 @@ async def test_a_full_server_refuses_the_whole_batch_at_once(server: EmbeddedSer
             client.config_set("maxmemory", "1mb")
             try:
                 began = monotonic()
-                outcomes = await asyncio.gather(
-                    *(buy(engine, sale, buyer) for buyer in range(50)), return_exceptions=True
-                )
+                outcomes = await buy_all(engine, sale, range(50))
                 took_s = monotonic() - began
             finally:
                 client.config_set("maxmemory", "0")
-        assert {type(outcome) for outcome in outcomes} == {ServerFull}
+        assert set(statuses(outcomes)) == {ServerFull}
         assert took_s < 2, "there is nothing to wait for"
         assert len(held(server.url, sale)) == 1
         assert (await buy(engine, sale, 0)).status is Status.CREATED
@@ -237,17 +225,15 @@ async def test_a_damaged_key_fails_its_batch_and_the_lane_goes_on(
             client.rename(key, "saved")
             client.set(key, "damaged")
             began = monotonic()
-            outcomes = await asyncio.gather(
-                *(buy(engine, sale, buyer) for buyer in range(50)), return_exceptions=True
-            )
+            outcomes = await buy_all(engine, sale, range(50))
             took_s = monotonic() - began
             client.rename("saved", key)
-        assert {type(outcome) for outcome in outcomes} == {ScriptFailed}
+        assert set(statuses(outcomes)) == {ScriptFailed}
         assert "WRONGTYPE" in str(outcomes[0])
         assert took_s < 2
         assert len(held(server.url, sale)) == 1, "a batch that failed has written nothing"
-        again = await asyncio.gather(*(buy(engine, sale, buyer) for buyer in range(50)))
-        assert {outcome.status for outcome in again} == {Status.CREATED}
+        again = await buy_all(engine, sale, range(50))
+        assert set(statuses(again)) == {Status.CREATED}
         assert len(held(server.url, sale)) == 51
 
 
@@ -275,8 +261,7 @@ async def test_script_flush_is_not_noticed(server: EmbeddedServer) -> None:
                 for _ in range(wave):
                     await asyncio.sleep(0)
                 client.script_flush()
-                outcomes = await asyncio.gather(*calls)
-                created += sum(outcome.status is Status.CREATED for outcome in outcomes)
+                created += statuses(await answers_of(calls)).count(Status.CREATED)
         assert created == 810
         assert len(held(server.url, sale)) == 810
 
@@ -364,8 +349,7 @@ async def test_aclose_while_the_lane_opens_leaves_no_call_open(server: EmbeddedS
         call = asyncio.ensure_future(buy(engine, sale, "first"))
         await opening.wait()
         await engine.aclose()
-        async with asyncio.timeout(5):
-            outcome = (await asyncio.gather(call, return_exceptions=True))[0]
+        outcome = (await answers_of([call]))[0]
         if isinstance(outcome, Outcome):
             assert id_of(sale, "first") in held(server.url, sale)
         else:

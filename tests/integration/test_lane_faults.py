@@ -70,15 +70,15 @@ async def test_cuts_at_random_harm_nobody(server: EmbeddedServer, proxy: Proxy) 
 
         proxy.judge = judge
 
-        async def shop(name: int) -> list[Outcome | BaseException]:
-            return [
-                await buy(engine, sale, f"{name}-{n}", "scarce" if n % 2 else "plain")
-                for n in range(10)
-            ]
+        outcomes: list[Outcome | BaseException] = []
 
-        outcomes = [
-            out for shopped in await asyncio.gather(*map(shop, range(40))) for out in shopped
-        ]
+        async def shop(name: int) -> None:
+            for number in range(10):
+                sku = "scarce" if number % 2 else "plain"
+                outcomes.append(await buy(engine, sale, f"{name}-{number}", sku))
+
+        async with asyncio.timeout(30):
+            await asyncio.gather(*map(shop, range(40)))
         assert set(statuses(outcomes)) <= {Status.CREATED, Status.EXISTS, Status.SOLD_OUT}
         accepted = {out.order.id for out in outcomes if isinstance(out, Outcome) and out.order}
         assert len(accepted) == 350
@@ -173,7 +173,8 @@ async def test_the_server_is_killed_and_restarted_under_load(tmp_path: Path) -> 
                 proxy.target = server.url
             await asyncio.sleep(0.2)
             stop = True
-            await asyncio.gather(*shoppers)
+            async with asyncio.timeout(30):
+                await asyncio.gather(*shoppers)
             orders = [out.order.id for out in outcomes if out.order]
             assert len(orders) == len(outcomes) > 100
             assert len(set(orders)) == len(orders)

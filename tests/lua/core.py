@@ -138,9 +138,9 @@ class Core:
         columns = [
             [wish.id for wish in wishes],
             [wish.buyer for wish in wishes],
-            [wish.print6 for wish in wishes],
             [wish.not_after for wish in wishes],
             [wish.cart for wish in wishes],
+            [wish.print6 for wish in wishes],
             [wish.attrs for wish in wishes],
         ]
         return self.run("reserve", self.definition_id, msgspec.msgpack.encode(columns))  # type: ignore[no-any-return]
@@ -149,7 +149,7 @@ class Core:
         """A status for each order, or the record of one that exists."""
         return [
             answer.decode() if isinstance(answer, bytes) else Status(answer)
-            for answer in self.reserve_raw(*wishes)[2:]
+            for answer in self.reserve_raw(*wishes)[2]
         ]
 
     def hold(self, id: str = "o1", buyer: str = "ann", cart: str = "0") -> str:  # noqa: A002

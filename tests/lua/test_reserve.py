@@ -98,7 +98,7 @@ def test_an_accepted_order_has_taken_everything_in_one_step(core: Core) -> None:
     now_ms, deadline_ms, answer = core.reserve_raw(
         Wish("o1", "ann", "0:2,1", attrs="addr=7|room=3", print6="abcdef")
     )
-    assert answer == Status.CREATED
+    assert answer == [Status.CREATED]
     assert before <= now_ms <= core.server_ms()
     assert deadline_ms == now_ms + HOLD_MS
     assert core.stock(0) == (8, 2, 0, 10)

@@ -9,7 +9,7 @@ import pytest
 from redis.asyncio import Redis as AsyncRedis
 
 from seckill.embedded import EmbeddedServer
-from tests.properties.machine import World
+from tests.properties.world import World
 
 
 @pytest.fixture(scope="module")

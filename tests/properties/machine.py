@@ -9,13 +9,11 @@ from __future__ import annotations
 import asyncio
 import sys
 from collections.abc import Coroutine
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
 
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
-from redis.asyncio import Redis as AsyncRedis
 
 from seckill.engine import Engine
 from seckill.order import Order, Outcome, State, order_id
@@ -23,57 +21,31 @@ from seckill.sale import Sale
 from seckill.status import Status
 from seckill.verify import verify
 from tests.properties.story import check_story
+from tests.properties.strategies import (
+    ENDS_MS,
+    HALF_MS,
+    HOLD_MS,
+    KEYS,
+    MOOT,
+    NOWHERE,
+    PAY_MS,
+    PRICES_FEN,
+    SKUS,
+    STEP_MS,
+    Place,
+    Wish,
+    buyers,
+    keys,
+    places,
+    some_expired,
+    some_orders,
+    wishes,
+)
 from tests.properties.twin import Twin, TwinEvent, TwinOrder
+from tests.properties.world import World
 from tests.support import make_item, make_sale, shift
 
-STEP_MS = 60_000
-HALF_MS = STEP_MS // 2
-HOLD_MS = 3 * HALF_MS
-PAY_MS = 5 * HALF_MS
-ENDS_MS = 41 * HALF_MS
-PRICES_FEN = {"a": 9_900, "b": 100, "c": 0}
-
 T = TypeVar("T")
-SKUS = tuple(PRICES_FEN)
-BUYERS = ("ann", "bob", "eve")
-KEYS = tuple(f"k{i}" for i in range(10))
-
-carts = st.dictionaries(st.sampled_from(SKUS), st.integers(1, 2), min_size=1, max_size=2)
-buyers = st.sampled_from(BUYERS)
-keys = st.sampled_from(KEYS)
-attrs = st.sampled_from(["", "", "room=1", "a|b|"])
-wishes = st.tuples(buyers, keys, carts, attrs)
-
-Place = tuple[str, int]
-"""Which order a rule is about: the state it should be in, and the how many-th of those."""
-
-NOWHERE = 7
-
-
-def places(*states: str) -> st.SearchStrategy[Place]:
-    """Mostly orders for which the rule has something to do, sometimes any, sometimes none."""
-    return st.tuples(st.sampled_from([*states, *states, ""]), st.integers(0, NOWHERE))
-
-
-some_orders = precondition(lambda self: self.twin.orders)
-some_expired = precondition(
-    lambda self: any(order.state == "expired" for order in self.twin.orders.values())
-)
-
-# What verify can't know of a sale whose time a test has moved: its definition keeps the old window.
-MOOT = frozenset({"window"})
-
-
-@dataclass
-class World:
-    """What all examples share: a server, and one event loop that is run by hand."""
-
-    url: str
-    loop: asyncio.AbstractEventLoop
-    client: AsyncRedis
-
-    def run(self, work: Coroutine[Any, Any, T]) -> T:
-        return self.loop.run_until_complete(work)
 
 
 class TwinMachine(RuleBasedStateMachine):
@@ -149,11 +121,11 @@ class TwinMachine(RuleBasedStateMachine):
     # -- reserving ----------------------------------------------------------------------------
 
     @rule(wish=wishes)
-    def reserve(self, wish: tuple[str, str, dict[str, int], str]) -> None:
+    def reserve(self, wish: Wish) -> None:
         self.compare_reserves([wish])
 
     @rule(batch=st.lists(wishes, min_size=2, max_size=8))
-    def reserve_together(self, batch: list[tuple[str, str, dict[str, int], str]]) -> None:
+    def reserve_together(self, batch: list[Wish]) -> None:
         self.compare_reserves(batch)
 
     @some_orders
@@ -176,7 +148,7 @@ class TwinMachine(RuleBasedStateMachine):
     def reserve_unknown_sku(self, buyer: str, key: str) -> None:
         self.compare_reserves([(buyer, key, {"a": 1, "zz": 1}, "")])
 
-    def compare_reserves(self, batch: list[tuple[str, str, dict[str, int], str]]) -> None:
+    def compare_reserves(self, batch: list[Wish]) -> None:
         """Those submitted together are one batch of the lane, decided in their order."""
         expected = []
         for buyer, key, cart, text in batch:

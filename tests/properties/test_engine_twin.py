@@ -12,7 +12,8 @@ import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from tests.properties.machine import TwinMachine, World
+from tests.properties.machine import TwinMachine
+from tests.properties.world import World
 
 SOAK_SECONDS = int(os.environ.get("SECKILL_SOAK_SECONDS", "180"))
 

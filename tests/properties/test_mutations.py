@@ -19,10 +19,10 @@ from seckill.engine import Engine
 from seckill.errors import ScriptFailed
 from seckill.verify import verify
 from tests.conftest import MakeEngine
-from tests.properties.machine import World
 from tests.properties.mutations import MUTATIONS, Mutation, apply
 from tests.properties.story import check_story
 from tests.properties.test_engine_twin import machine_on
+from tests.properties.world import World
 from tests.support import make_item, make_sale, travel
 
 pytestmark = pytest.mark.slow

@@ -1,6 +1,7 @@
 --[[
 begin_payment: the buyer is on the way to the cashier: a held order becomes paying, with a new
 deadline. Repeating it changes nothing. An overdue hold is refused even before the sweep took it.
+Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] format  [2] order id  [3] buyer, or empty for the backend
@@ -25,6 +26,7 @@ if order.state ~= 'h' then return { SETTLED_STATUS[order.state], sale.now_ms, te
 if sale.origin_ms + order.deadline <= sale.now_ms then
   return { STATUS.EXPIRED, sale.now_ms, text }
 end
+write_even_when_full()
 order.state = 'p'
 order.deadline = sale.now_ms + sale.pay_ms - sale.origin_ms
 local record = write_order(sale, id, order, 'paying', '')

@@ -1,6 +1,6 @@
 --[[
 pause: stops new orders at once. Buyers who hold units can still pay, and deadlines keep running.
-Repeating it changes nothing, not even the reason.
+Repeating it changes nothing, not even the reason. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] format  [2] reason
@@ -19,6 +19,7 @@ read_clock(sale)
 if sale.state == 'paused' then return { STATUS.ALREADY, sale.now_ms } end
 if sale.state == 'created' then return { STATUS.NOT_OPEN, sale.now_ms } end
 if sale.state ~= 'open' then return { STATUS.CLOSED, sale.now_ms } end
+write_even_when_full()
 emit(sale, 'sale', 'paused|' .. reason)
 redis.call('HSET', KEYS[1], 'state', 'paused', 'reason', reason)
 write_sale(sale)

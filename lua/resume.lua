@@ -1,6 +1,7 @@
 --[[
 resume: lets a paused sale sell again. After a jump of the clock it also accepts the server's time
 as it is now, so what is overdue by it expires with the next sweep; a closed sale stays closed.
+Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] format
@@ -19,11 +20,13 @@ read_clock(sale)
 if sale.state == 'open' then return { STATUS.ALREADY, sale.now_ms } end
 if sale.state == 'created' then return { STATUS.NOT_OPEN, sale.now_ms } end
 if sale.state == 'closed' and sale.jumped then
+  write_even_when_full()
   sale.now_ms = sale.wall_ms
   write_sale(sale)
   return { STATUS.DONE, sale.now_ms }
 end
 if sale.state ~= 'paused' then return { STATUS.CLOSED, sale.now_ms } end
+write_even_when_full()
 sale.now_ms = sale.wall_ms
 emit(sale, 'sale', 'resumed|')
 redis.call('HSET', KEYS[1], 'state', 'open', 'reason', '')

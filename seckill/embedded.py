@@ -39,9 +39,10 @@ import msgspec
 
 from seckill.errors import EmbeddedError, InvalidInput
 
-__all__ = ["EmbeddedServer", "ServerBinary", "find_server"]
+__all__ = ["EmbeddedServer", "ServerBinary", "find_server", "running_url"]
 
 SERVER_ENV = "SECKILL_REDIS_SERVER"
+SOCKET_LINK = "server.sock"
 
 # From SIGTERM to SIGKILL. An orderly end takes milliseconds; a SIGKILL loses nothing that was
 # acknowledged under ``appendfsync always``. It must stay below TAKEOVER_SECONDS.
@@ -131,6 +132,15 @@ def find_server() -> ServerBinary:
     )
 
 
+def running_url(data_dir: str | Path) -> str | None:
+    """The URL of the server that another process runs on this data directory, if one does."""
+    try:
+        socket_path = str((Path(data_dir) / SOCKET_LINK).readlink())
+    except OSError:
+        return None
+    return None if _ping(socket_path) is None else f"unix://{socket_path}"
+
+
 class EmbeddedServer:
     """One server process that owns ``data_dir``. Synchronous: an engine calls it in a thread.
 
@@ -202,6 +212,11 @@ class EmbeddedServer:
         except BaseException:
             self._end(b"")
             raise
+        # For others who know the directory only, see running_url. A stale link harms nobody.
+        with contextlib.suppress(OSError):
+            link = self.data_dir / SOCKET_LINK
+            link.unlink(missing_ok=True)
+            link.symlink_to(self._socket)
         return self.url
 
     def stop(self) -> None:

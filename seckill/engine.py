@@ -17,12 +17,12 @@ import msgspec
 from seckill import order as orders
 from seckill import redis as servers
 from seckill.calls import Calls
-from seckill.errors import EngineClosed, InvalidInput, UnknownSale
+from seckill.errors import InvalidInput, UnknownSale
 from seckill.keys import SALES, shard_keys
-from seckill.lane import Lane
 from seckill.order import Order, Outcome
 from seckill.reaper import Reaper
 from seckill.sale import Sale, check_attrs, check_buyer, check_key, check_payment, check_sale_id
+from seckill.shard import LaneOptions, Shard
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
 from seckill.stream import Event, consume, read_all
@@ -48,17 +48,6 @@ class StockOutcome(msgspec.Struct, frozen=True):
     def ok(self) -> bool:
         """Whether what was asked for now holds."""
         return self.status.ok
-
-
-class _Shard:
-    """What this process knows of one sale: its definition, which never changes, and its lane."""
-
-    def __init__(self, sale: Sale, origin_ms: int) -> None:
-        self.sale = sale
-        self.origin_ms = origin_ms
-        self.keys = shard_keys(sale.id)
-        self.lane: Lane | None = None
-        self.opening: asyncio.Task[Lane] | None = None
 
 
 class Engine:
@@ -97,14 +86,12 @@ class Engine:
         self.url = url
         self._durability = durability
         self._allow_unverified = allow_unverified
-        self._timeout_ms = timeout_ms
-        self._lane_depth = lane_depth
-        self._batch_max = batch_max
+        self._lane_options = LaneOptions(timeout_ms, lane_depth, batch_max)
         self._sweep_ms = sweep_ms
         self._server: EmbeddedServer | None = None
         self._calls = Calls(timeout_ms=timeout_ms)
         self._started = False
-        self._shards: dict[str, _Shard] = {}
+        self._shards: dict[str, Shard] = {}
         self._reaper: Reaper | None = None
         self.facts: servers.ServerFacts | None = None
 
@@ -167,10 +154,7 @@ class Engine:
             self._reaper = None
         shards, self._shards = list(self._shards.values()), {}
         self._started = False
-        await asyncio.gather(
-            *(shard.opening for shard in shards if shard.opening), return_exceptions=True
-        )
-        await asyncio.gather(*(shard.lane.aclose() for shard in shards if shard.lane))
+        await asyncio.gather(*(shard.aclose() for shard in shards))
         await self._calls.aclose()
         if self._server is not None:
             await asyncio.to_thread(self._server.stop)
@@ -237,11 +221,16 @@ class Engine:
 
     async def snapshot(self, sale: str) -> Snapshot:
         """One consistent picture of a sale. Raises UnknownSale."""
-        shard = await self._shard(sale)
-        reply = await self._calls.run("inspect", shard.keys)
-        if reply[0] == Status.UNKNOWN_SALE:
-            raise UnknownSale(sale)
-        return read_snapshot(shard.sale, reply)
+        for _ in range(2):
+            shard = await self._shard(sale)
+            reply = await self._calls.run("inspect", shard.keys)
+            if reply[0] != Status.DONE:
+                break
+            snapshot = read_snapshot(shard.sale, reply)
+            if snapshot is not None:
+                return snapshot
+            await self._forget(shard)
+        raise UnknownSale(sale)
 
     async def add_stock(self, sale: str, sku: str, units: int, *, key: str) -> StockOutcome:
         """Adds units to a SKU, or takes some away when negative, while the sale runs.
@@ -287,7 +276,7 @@ class Engine:
                 shard = self._shards.get(sale) or await self._shard(sale)
             except UnknownSale:
                 return Outcome(Status.UNKNOWN_SALE)
-            lane = shard.lane or await self._open_lane(shard)
+            lane = shard.lane or await shard.open_lane(self._calls.connection, self._lane_options)
             order = orders.order_id(sale, buyer, key)
             cart = orders.cart_text(shard.sale, items)
             answer, deadline_ms = await lane.submit(
@@ -298,7 +287,7 @@ class Engine:
                     Status.CREATED, _new_order(shard.sale, order, buyer, items, deadline_ms)
                 )
             if isinstance(answer, bytes):
-                return Outcome(Status.EXISTS, self._decode(shard, order, answer))
+                return Outcome(Status.EXISTS, shard.decode(order, answer))
             if answer != Status.STALE_DEFINITION:
                 return Outcome(Status(answer))
             # The sale was made anew under the same id: read its definition again, once.
@@ -352,7 +341,7 @@ class Engine:
         record = await self._calls.attempt(lambda: self._calls.client.hget(shard.keys[3], order))
         if record is None:
             return None
-        found = self._decode(shard, order, record)
+        found = shard.decode(order, record)
         return None if buyer and found.buyer != buyer else found
 
     # -- events -------------------------------------------------------------------------------
@@ -372,25 +361,27 @@ class Engine:
         A batch is acknowledged when the next is asked for; leaving the loop before, or dying, hands
         it to another consumer of the group after ``reclaim_ms``, so an event may come twice.
         ``consumer`` must be unique in the group and defaults to host and process id.
-        ``follow=False`` ends when nothing is left. Raises UnknownSale.
+        ``follow=False`` ends when nothing is left. Raises UnknownSale, and
+        RedisUnavailable when the server goes away: call again, nothing is lost.
         """
         shard = await self._shard(sale)
         block_ms = 1_000
         # A blocking read needs a connection of its own, with a longer timeout than its block.
         pool = servers.connect_pool(self.url, connections=1, timeout_s=block_ms / 1000 + 5)
         try:
-            async for batch in consume(
-                servers.connect_client(pool),
-                shard.sale,
-                shard.origin_ms,
-                group,
-                consumer=consumer or f"{socket.gethostname()}-{os.getpid()}",
-                count=count,
-                reclaim_ms=reclaim_ms,
-                block_ms=block_ms,
-                follow=follow,
-            ):
-                yield batch
+            with servers.our_errors():
+                async for batch in consume(
+                    servers.connect_client(pool),
+                    shard.sale,
+                    shard.origin_ms,
+                    group,
+                    consumer=consumer or f"{socket.gethostname()}-{os.getpid()}",
+                    count=count,
+                    reclaim_ms=reclaim_ms,
+                    block_ms=block_ms,
+                    follow=follow,
+                ):
+                    yield batch
         finally:
             await pool.disconnect()
 
@@ -398,8 +389,11 @@ class Engine:
         """Every event of a sale from the first, without a group. Raises UnknownSale."""
         shard = await self._shard(sale)
         client = self._calls.client
-        async for event in read_all(client, shard.sale, shard.origin_ms, through_seq=through_seq):
-            yield event
+        with servers.our_errors():
+            async for event in read_all(
+                client, shard.sale, shard.origin_ms, through_seq=through_seq
+            ):
+                yield event
 
     # -- inside -------------------------------------------------------------------------------
 
@@ -410,7 +404,7 @@ class Engine:
     def _client(self) -> Any:
         return self._calls.client
 
-    async def _shard(self, sale: str) -> _Shard:
+    async def _shard(self, sale: str) -> Shard:
         shard = self._shards.get(sale)
         if shard is None:
             check_sale_id(sale, "sale")
@@ -420,44 +414,14 @@ class Engine:
             )
             if definition is None:
                 raise UnknownSale(sale)
-            shard = _Shard(Sale.from_definition(definition), int(origin_ms))
+            shard = Shard(Sale.from_definition(definition), int(origin_ms))
             shard = self._shards.setdefault(sale, shard)
         return shard
 
-    async def _open_lane(self, shard: _Shard) -> Lane:
-        # One attempt for all who wait: on a server that is stuck, a queue of attempts would let the
-        # last caller wait for the time-outs of all the others.
-        if shard.opening is None:
-            shard.opening = asyncio.create_task(self._start_lane(shard))
-        return await asyncio.shield(shard.opening)
-
-    async def _start_lane(self, shard: _Shard) -> Lane:
-        try:
-            lane = Lane(
-                self._calls.connection,
-                shard.keys,
-                shard.sale.definition_id,
-                timeout_ms=self._timeout_ms,
-                depth_max=self._lane_depth,
-                batch_max=self._batch_max,
-            )
-            await lane.start()
-            if not self._started:
-                await lane.aclose()
-                raise EngineClosed("the engine is shutting down")
-            shard.lane = lane
-            return lane
-        finally:
-            shard.opening = None
-
-    async def _forget(self, shard: _Shard) -> None:
+    async def _forget(self, shard: Shard) -> None:
         if self._shards.get(shard.sale.id) is shard:
             del self._shards[shard.sale.id]
-            if shard.lane is not None:
-                await shard.lane.aclose()
-
-    def _decode(self, shard: _Shard, order: str, record: bytes) -> Order:
-        return orders.read_order(shard.sale, shard.origin_ms, order, record.decode())
+            await shard.aclose()
 
     async def _on_sale(self, verb: str, sale: str, *args: Any) -> Outcome:
         check_sale_id(sale, "sale")
@@ -471,7 +435,7 @@ class Engine:
         except UnknownSale:
             return Outcome(Status.UNKNOWN_SALE)
         reply = await self._calls.run(verb, shard.keys, order, *args)
-        found = self._decode(shard, order, reply[2]) if reply[2] else None
+        found = shard.decode(order, reply[2]) if reply[2] else None
         return Outcome(Status(reply[0]), found)
 
     async def _expire(self, sale: str, look_at: int) -> tuple[Status, bool]:
@@ -483,15 +447,22 @@ class Engine:
         """The sales whose deadlines still matter."""
         names = await self.sales()
 
-        async def states() -> list[bytes | None]:
+        async def headers() -> list[list[bytes | None]]:
             async with self._calls.client.pipeline(transaction=False) as pipe:
                 for name in names:
-                    pipe.execute_command("HGET", shard_keys(name)[0], "state")
+                    pipe.execute_command("HMGET", shard_keys(name)[0], "state", "definition_id")
                 return await pipe.execute()
 
-        found = await self._calls.attempt(states) if names else []
-        idle = (None, b"settled", b"created")
-        return [name for name, state in zip(names, found, strict=True) if state not in idle]
+        found = await self._calls.attempt(headers) if names else []
+        running = []
+        for name, (state, definition_id) in zip(names, found, strict=True):
+            if state not in (None, b"settled", b"created"):
+                running.append(name)
+            shard = self._shards.get(name)
+            if shard and definition_id != shard.sale.definition_id.encode():
+                # Lost and made anew under the same id, or lost: what is known of it is wrong.
+                await self._forget(shard)
+        return running
 
 
 def _buyer(buyer: str) -> str:

@@ -6,6 +6,8 @@ redis-py takes longer to import than all of this package, so it is imported when
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 import msgspec
@@ -30,6 +32,7 @@ __all__ = [
     "connect_pool",
     "is_transient",
     "never_connected",
+    "our_errors",
     "refusal_of",
 ]
 
@@ -93,6 +96,8 @@ def is_transient(error: Exception) -> bool:
     """Whether to send the same call again: the connection broke, or the server is not itself."""
     from redis import exceptions
 
+    if isinstance(error, exceptions.AuthenticationError):
+        return False  # A ConnectionError to redis-py, but no retry finds the right password.
     known = (
         exceptions.AskError,
         exceptions.ClusterDownError,
@@ -121,6 +126,19 @@ def refusal_of(error: Exception) -> SeckillError:
     if "OOM" in text[:40] or "maxmemory" in text:
         return ServerFull("Redis is at maxmemory and took nothing; raise maxmemory, then retry")
     return ScriptFailed(text)
+
+
+@contextmanager
+def our_errors() -> Iterator[None]:
+    """Turns redis-py's exceptions into ours, around calls that are not retried."""
+    from redis.exceptions import RedisError
+
+    try:
+        yield
+    except (RedisError, OSError) as error:
+        if is_transient(error):
+            raise RedisUnavailable(f"the connection to Redis broke: {error}") from None
+        raise refusal_of(error) from None
 
 
 async def check_server(

@@ -56,9 +56,11 @@ class Snapshot(msgspec.Struct, frozen=True):
         return "selling" if self.at_ms < self.ends_ms else "ended"
 
 
-def read_snapshot(sale: Sale, reply: list[Any]) -> Snapshot:
-    """The reply of inspect.lua as a struct."""
+def read_snapshot(sale: Sale, reply: list[Any]) -> Snapshot | None:
+    """The reply of inspect.lua as a struct, or None when it is not of this definition."""
     header = _pairs(reply[2])
+    if header["definition_id"] != sale.definition_id:
+        return None
     stock = _pairs(reply[3])
     names = msgspec.structs.fields(Stock)
     return Snapshot(

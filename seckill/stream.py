@@ -157,11 +157,13 @@ async def consume(
     from redis.exceptions import ResponseError
 
     key = stream_key(sale.id)
-    try:
-        await client.xgroup_create(key, group, id="0")
-    except ResponseError as error:
-        if not str(error).startswith("BUSYGROUP"):
-            raise
+    # Asked first, because a full server refuses to make a group that it has already.
+    if group.encode() not in [known["name"] for known in await client.xinfo_groups(key)]:
+        try:
+            await client.xgroup_create(key, group, id="0")
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
     while True:
         claimed: Any = await client.execute_command(
             "XAUTOCLAIM", key, group, consumer, reclaim_ms, "0", "COUNT", count

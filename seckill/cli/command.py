@@ -22,6 +22,7 @@ import msgspec
 import typer
 
 from seckill.cli.output import Output
+from seckill.embedded import running_url
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
 
@@ -111,7 +112,9 @@ class Target(msgspec.Struct, frozen=True):
         if url is not None:
             return Engine(url, **options)
         if data_dir is not None:
-            return Engine.embedded(data_dir, **options)
+            # Beside a running `seckill serve --embedded DIR`, its server is the one that is meant.
+            running = running_url(data_dir)
+            return Engine(running, **options) if running else Engine.embedded(data_dir, **options)
         raise InvalidInput(
             "server",
             "is not named",

@@ -50,7 +50,7 @@ PEAK_WINDOW_S: Final = 1.0
 
 def demo(
     buyers: Annotated[
-        int, typer.Option(min=100, max=1_000_000, help="How many people want something.")
+        int, typer.Option(min=100, max=100_000, help="How many people want something.")
     ] = 50_000,
     json: Json = False,
 ) -> None:
@@ -170,6 +170,7 @@ class _Demo:
                 if not told and (quiet_s >= QUIET_S or lost or self._is_broken(snapshot)):
                     told = True
                     await load.send("finish")
+            await listening
         finally:
             listening.cancel()
         if await load.wait() or not books.is_file():

@@ -17,7 +17,7 @@ __all__ = ["Crowd"]
 # How the wishes fall on the items, the dearest first: everybody wants the phone.
 _WANTED: Final = (34, 22, 16, 14, 14)
 # So many buyers keep asking, which is what sells a unit again that comes back.
-_PATIENT: Final = 800
+_PATIENT: Final = 500
 _PATIENT_SHARE_MAX: Final = 0.6
 _ASK_AGAIN_S: Final = (0.5, 1.3)
 _HOPELESS: Final = frozenset({"sku_limit", "buyer_limit", "order_limit", "not_allowed", "ended"})

@@ -25,7 +25,6 @@ async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
         client = servers.connect_client(pool)
         facts: dict[str, Any] = await client.info("memory")
         keys = {key: await client.memory_usage(key) or 0 for key in shard_keys(sale)}
-        # EXISTS first: XINFO raises where there is no stream.
         groups: Any = await client.xinfo_groups(shard_keys(sale)[-1])
     finally:
         await pool.disconnect()

@@ -23,6 +23,7 @@ __all__ = [
     "moment",
     "new_console",
     "new_table",
+    "order_data",
     "outcome_data",
     "version_text",
     "yuan",

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,31 +22,29 @@ from seckill.order import Order, State
 from seckill.snapshot import Snapshot, Stock
 from seckill.verify import Violation
 from tests.cli.conftest import run_seckill
+from tests.properties.mutations import MUTATIONS
 
 REPO = Path(__file__).parents[2]
 
-# What stands in reserve.lua, and what a broken one has instead.
-STOCK = [("refusal = refusal or stock_refusal(cart.lines)", "")]
-ID = [("known[i] or made[id]", "nil")]
-LIMIT = [
-    ("cart.fresh_refusal = limit_refusal(", "local _ = limit_refusal("),
-    ("refusal = limit_refusal(cart.lines, cart.units, purse, units, sku_limits, sale)", ""),
-]
+LIMITS = ("no limit per order", "no limit per SKU", "no limit per buyer")
 
 
-def broken_tree(tmp_path: Path, changes: list[tuple[str, str]]) -> Path:
-    """A copy of the package whose reserve.lua is broken, to be put on PYTHONPATH."""
+def broken_tree(tmp_path: Path, *names: str) -> Path:
+    """A copy of the package with these mutations in its scripts, to be put on PYTHONPATH."""
     no_caches = shutil.ignore_patterns("__pycache__")
     package = tmp_path / "tree" / "seckill"
     shutil.copytree(REPO / "seckill", package, ignore=no_caches)
     for name in ("lua", "server", "examples"):
         shutil.copytree(REPO / name, package / name, ignore=no_caches)
-    script = package / "lua" / "reserve.lua"
-    text = script.read_text("utf-8")
-    for old, new in changes:
-        assert text.count(old) == 1
-        text = text.replace(old, new)
-    script.write_text(text, "utf-8")
+    for mutation in MUTATIONS:
+        if mutation.name not in names:
+            continue
+        texts = {path: path.read_text("utf-8") for path in package.glob("lua/**/*.lua")}
+        sound = [path for path, text in texts.items() if mutation.old in text]
+        assert sound, mutation.name
+        for path in sound:
+            path.write_text(texts[path].replace(mutation.old, mutation.new), "utf-8")
+    assert set(names) <= {mutation.name for mutation in MUTATIONS}
     return package.parent
 
 
@@ -73,14 +72,16 @@ def test_demo_passes(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("changes", "rule"),
-    [(STOCK, "oversold"), (ID, "accepted twice"), (LIMIT, "limit")],
+    ("mutations", "rule"),
+    [
+        (["no stock check"], "oversold"),
+        (["no id check"], "accepted twice"),
+        (LIMITS, "limit"),
+    ],
     ids=["no stock check", "no id check", "no limit check"],
 )
-def test_demo_names_the_violation(
-    tmp_path: Path, changes: list[tuple[str, str]], rule: str
-) -> None:
-    tree = broken_tree(tmp_path, changes)
+def test_demo_names_the_violation(tmp_path: Path, mutations: Sequence[str], rule: str) -> None:
+    tree = broken_tree(tmp_path, *mutations)
     done = run_seckill("demo", "--buyers", "1000", cwd=tmp_path, PYTHONPATH=str(tree))
     assert done.code == 1
     assert done.err.startswith(f"seckill: violation: {rule}: ")

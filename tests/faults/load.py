@@ -24,16 +24,17 @@ from seckill.redis import Durability
 from seckill.status import Status
 from tests.faults.sales import SKUS
 
-# Shorter than an outage, so that many a call is left open by it, and many a batch is sent again.
-TIMEOUT_MS = 150
+# Half of the callers give up during an outage, so that their calls are left open by it; the others
+# outlast it, so that their batches are sent again.
+HASTY_MS = 150
+PATIENT_MS = 10_000
 RETRY_S = 0.02
 
 
 class Load:
-    """Any number of callers on one engine, with one log."""
+    """Any number of callers with one log."""
 
-    def __init__(self, engine: Engine, sale: str, log: int, seed: int) -> None:
-        self._engine = engine
+    def __init__(self, sale: str, log: int, seed: int) -> None:
         self._sale = sale
         self._log = log
         self._random = random.Random(seed)
@@ -62,8 +63,9 @@ class Load:
                 return status
             await asyncio.sleep(RETRY_S)
 
-    async def shop(self, name: int) -> None:
-        engine, sale = self._engine, self._sale
+    async def shop(self, engine: Engine, name: int) -> None:
+        """Buys until it is told to stop."""
+        sale = self._sale
         for number in count():
             if self.stopping:
                 return
@@ -92,10 +94,21 @@ async def main(
     url: str, sale: str, log: str, seed: str, callers: str, durability: Durability
 ) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
-    async with Engine(url, durability=durability, timeout_ms=TIMEOUT_MS) as engine:
-        load = Load(engine, sale, descriptor, int(seed))
-        shoppers = [asyncio.ensure_future(load.shop(name)) for name in range(int(callers))]
-        told = asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+    async with (
+        Engine(url, durability=durability, timeout_ms=HASTY_MS) as hasty,
+        Engine(url, durability=durability, timeout_ms=PATIENT_MS) as patient,
+    ):
+        load = Load(sale, descriptor, int(seed))
+        shoppers = [
+            asyncio.ensure_future(load.shop((hasty, patient)[name % 2], name))
+            for name in range(int(callers))
+        ]
+        # Not in a thread, for which a process that fails would have to wait.
+        stdin = asyncio.StreamReader()
+        await asyncio.get_running_loop().connect_read_pipe(
+            lambda: asyncio.StreamReaderProtocol(stdin), sys.stdin
+        )
+        told = asyncio.ensure_future(stdin.read())
         # A shopper ends before it is told to only by an exception, which then ends all of us.
         await asyncio.wait({told, *shoppers}, return_when=asyncio.FIRST_COMPLETED)
         load.stopping = True

@@ -100,8 +100,6 @@ async def test_what_goes_on_and_what_is_refused(
     with pytest.raises(ServerFull):
         await engine.reserve(sale.id, "new", "k", {"a": 1})
     with pytest.raises(ServerFull):
-        await engine.begin_payment(sale.id, ids[2])
-    with pytest.raises(ServerFull):
         await engine.add_stock(sale.id, "a", 1, key="k")
     with pytest.raises(ServerFull):
         await engine.create(make_sale())
@@ -114,6 +112,9 @@ async def test_what_goes_on_and_what_is_refused(
     assert (
         await engine.refund(sale.id, ids[0], "r1", return_units=True, return_limit=True)
     ).status is Status.DONE
+    assert (await engine.pause(sale.id, "the server is full")).status is Status.DONE
+    assert (await engine.resume(sale.id)).status is Status.DONE
+    assert (await engine.begin_payment(sale.id, ids[2])).status is Status.DONE
     assert (await engine.confirm(sale.id, ids[1], "p1")).status is Status.DONE
     assert (await engine.confirm(sale.id, ids[2], "p1")).status is Status.DONE
     assert (await engine.confirm(sale.id, ids[2], "p2")).status is Status.DUPLICATE_PAYMENT

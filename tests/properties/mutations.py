@@ -34,7 +34,7 @@ MUTATIONS = (
     Mutation(
         "orders of a batch do not see each other",
         ("reserve",),
-        "changed[buyer] or purses[i]",
+        "slot and purse_pairs[slot] or purses[i]",
         "purses[i]",
     ),
     Mutation(
@@ -99,7 +99,7 @@ MUTATIONS = (
         "if order.state ~= 'h' and order.state ~= 'p' then",
         "if false then",
     ),
-    Mutation("an event is missing", ("reserve",), "if #events > 0 then", "if false then"),
+    Mutation("an event is missing", ("reserve",), "if pending > 0 then", "if false then"),
     Mutation("settled too early", ("close", "release"), "or units_held() > 0 then", "then"),
 )  # fmt: skip
 

@@ -19,7 +19,7 @@ SOAK_SECONDS = int(os.environ.get("SECKILL_SOAK_SECONDS", "180"))
 
 TWIN = settings(
     max_examples=300,
-    stateful_step_count=40,
+    stateful_step_count=30,
     deadline=None,
     print_blob=True,
     suppress_health_check=list(HealthCheck),
@@ -30,6 +30,7 @@ def machine_on(world: World) -> type[TwinMachine]:
     return type("EngineAndTwin", (TwinMachine,), {"world": world})
 
 
+@pytest.mark.timeout(300)
 def test_the_engine_does_what_its_twin_does(world: World) -> None:
     run_state_machine_as_test(machine_on(world), settings=TWIN)
 

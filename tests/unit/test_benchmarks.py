@@ -22,6 +22,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 # How many figures with a target each benchmark gives for one server.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "targets"), [("lane", 2), ("latency", 2), ("cost", 4), ("scale", 1)]
 )

@@ -183,7 +183,7 @@ async def test_ids_that_cannot_be(intake: Intake) -> None:
         answer = await intake.get(path)
         assert answer.is_problem(400, "invalid_input"), path
         assert answer.json["field"] == field
-    for order in ("00" + "a" * 22, "zz" + "a" * 22):
+    for order in ("00" + "a" * 22, "ff" + "a" * 22):
         answer = await intake.get(f"/v1/sales/{sale.id}/orders/{order}")
         assert answer.is_problem(404, "unknown_order")
 

@@ -397,13 +397,6 @@ class Engine:
 
     # -- inside -------------------------------------------------------------------------------
 
-    def _ready(self) -> Any:
-        return self._calls.client, self.facts
-
-    @property
-    def _client(self) -> Any:
-        return self._calls.client
-
     async def _shard(self, sale: str) -> Shard:
         shard = self._shards.get(sale)
         if shard is None:

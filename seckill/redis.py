@@ -81,10 +81,18 @@ def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> Bloc
 
 
 def connect_client(pool: BlockingConnectionPool) -> Redis:
-    """A client on this pool, with redis-py's own retries off."""
+    """A client on this pool. Stream entries come as the server sends them: redis-py would make a
+    dict of an entry's fields, in which a repeated field, proof of a double sale, would be lost."""
     from redis.asyncio import Redis
 
-    return Redis(connection_pool=pool)
+    client = Redis(connection_pool=pool)
+    for command in ("XAUTOCLAIM", "XRANGE", "XREADGROUP"):
+        client.set_response_callback(command, _as_sent)
+    return client
+
+
+def _as_sent(reply: Any, **_: Any) -> Any:
+    return reply
 
 
 # Errors that redis-py has no class for, by their first word: the server is busy with a script,

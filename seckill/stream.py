@@ -115,9 +115,9 @@ async def read_all(
     start = "-"
     while True:
         entries: Any = await client.execute_command(
-            "XRANGE", stream_key(sale.id), start, "+", "COUNT", READ_COUNT, NEVER_DECODE=True
+            "XRANGE", stream_key(sale.id), start, "+", "COUNT", READ_COUNT
         )
-        for entry_id, fields in raw_entries(entries):
+        for entry_id, fields in entries:
             for event in decode_entry(sale, origin_ms, entry_id, fields):
                 if through_seq is not None and event.seq > through_seq:
                     return
@@ -125,16 +125,6 @@ async def read_all(
             start = "(" + entry_id.decode()
         if len(entries) < READ_COUNT:
             return
-
-
-def raw_entries(entries: Any) -> Iterable[tuple[bytes, list[bytes]]]:
-    """Entries as id and flat fields, whether redis-py has made dicts of the fields or not."""
-    for entry_id, fields in entries or ():
-        if fields is None:
-            continue
-        if isinstance(fields, dict):
-            fields = [part for pair in fields.items() for part in pair]
-        yield entry_id, fields
 
 
 async def consume(
@@ -168,14 +158,14 @@ async def consume(
         claimed: Any = await client.execute_command(
             "XAUTOCLAIM", key, group, consumer, reclaim_ms, "0", "COUNT", count
         )
-        entries = list(raw_entries(claimed[1]))
+        # An entry that was deleted meanwhile comes without fields.
+        entries = [entry for entry in claimed[1] if entry and entry[1]]
         if not entries:
             block = ("BLOCK", block_ms) if follow else ()
             reply: Any = await client.execute_command(
                 "XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block, "STREAMS", key, ">"
             )
-            streams = reply.items() if isinstance(reply, dict) else reply or ()
-            entries = [entry for _, found in streams for entry in raw_entries(_flat(found))]
+            entries = reply[0][1] if reply else []
         if not entries:
             if follow:
                 continue
@@ -186,10 +176,3 @@ async def consume(
             for event in decode_entry(sale, origin_ms, entry_id, fields)
         ]
         await client.xack(key, group, *[entry_id for entry_id, _ in entries])
-
-
-def _flat(found: Any) -> Any:
-    """redis-py wraps one stream's entries in one more list under RESP3."""
-    if found and isinstance(found[0], list) and found[0] and isinstance(found[0][0], (list, tuple)):
-        return found[0]
-    return found

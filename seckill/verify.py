@@ -318,7 +318,7 @@ async def _read_state(engine: Engine, sale: Sale) -> _State:
     server for tens of milliseconds, which is the price of a picture without a seam."""
     from seckill.order import read_cart, read_order
 
-    client, _ = engine._ready()
+    client = engine._calls.client
     origin_ms = (await engine._shard(sale.id)).origin_ms
     keys = shard_keys(sale.id)
     async with client.pipeline(transaction=True) as pipe:

@@ -75,16 +75,17 @@ def test_sells_until_sigterm(
     assert seckill("order", "show", sale, order, "--json").data["buyer"] == "u1"
 
 
-def test_embedded_is_shared_by_its_url(tmp_path: Path) -> None:
+def test_commands_join_a_running_embedded_server(sale_file: SaleFile, tmp_path: Path) -> None:
+    sale, path = sale_file()
     data = tmp_path / "data"
     unix = tmp_path / "intake.sock"
     with serving("--embedded", str(data), "--unix", str(unix), cwd=tmp_path) as (said, process):
         url = first(r"server (unix://\S+)", said)
-        # The directory has one owner, who says where its server listens.
-        taken = run_seckill("sale", "list", "--embedded", str(data), cwd=tmp_path)
-        assert taken.code == 1
-        assert "already in use by process" in taken.err
-        assert run_seckill("sale", "list", "--redis", url, cwd=tmp_path).code == 0
+        by_directory = ("--embedded", str(data))
+        created = run_seckill("sale", "create", str(path), *by_directory, cwd=tmp_path)
+        assert created.code == 0
+        assert sale in run_seckill("sale", "list", *by_directory, cwd=tmp_path).out
+        assert sale in run_seckill("sale", "list", "--redis", url, cwd=tmp_path).out
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
         assert process.returncode == 0

@@ -69,7 +69,7 @@ async def test_a_lone_caller_is_as_fast_as_the_bare_call(server: EmbeddedServer)
     """Against a timer hidden in the lane: the quickest of many is not far from a bare write."""
     async with Engine(server.url) as engine:
         sale = await open_sale(engine)
-        client = engine._ready()[0]
+        client = engine._calls.client
         lane_s, bare_s = [], []
         for buyer in range(100):
             began = monotonic()

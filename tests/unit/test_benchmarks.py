@@ -1,4 +1,4 @@
-"""Each benchmark runs and says what it should. Its counts are tiny: no figure means anything here."""
+"""Each benchmark runs and says what it should. Its counts are tiny, so no figure means a thing."""
 
 from __future__ import annotations
 

@@ -91,8 +91,8 @@ def connect_client(pool: BlockingConnectionPool) -> Redis:
     return client
 
 
-def _as_sent(reply: Any, **_: Any) -> Any:
-    return reply
+def _as_sent(response: Any, **options: Any) -> Any:
+    return response
 
 
 # Errors that redis-py has no class for, by their first word: the server is busy with a script,

@@ -2,7 +2,8 @@
 confirm: money has arrived for an order. A held or paying order becomes confirmed, whatever its
 deadline says, as long as the sweep has not taken it. Money that comes later, twice, or for an order
 given up is never lost: it buys a unit that is still there, or leaves one refund_due event.
-Repeating a payment gives the answer its first call gave the order, and writes nothing.
+Repeating a payment writes nothing and says what has become of it. In a closed sale nothing is sold
+any more: late money is always due back.
 Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events

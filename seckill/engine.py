@@ -364,10 +364,13 @@ class Engine:
         ``follow=False`` ends when nothing is left. Raises UnknownSale, and
         RedisUnavailable when the server goes away: call again, nothing is lost.
         """
+        check_key(group, "group")
+        if type(count) is not int or not 1 <= count <= 1_000:
+            raise InvalidInput("count", f"{count!r} is not a batch size", "pass 1 to 1000")
         shard = await self._shard(sale)
         block_ms = 1_000
-        # A blocking read needs a connection of its own, with a longer timeout than its block.
-        pool = servers.connect_pool(self.url, connections=1, timeout_s=block_ms / 1000 + 5)
+        # A read that blocks needs a connection of its own.
+        pool = servers.connect_pool(self.url, connections=1, timeout_s=None)
         try:
             with servers.our_errors():
                 async for batch in consume(

@@ -92,7 +92,8 @@ class Lane:
         """
         first = _Slot(self)
         try:
-            await asyncio.wait_for(first.open(), self._timeout_s)
+            async with asyncio.timeout(self._timeout_s):
+                await first.open()
         except Exception as error:
             await first.drop()
             if isinstance(error, TimeoutError) or is_transient(error):

@@ -106,11 +106,11 @@ def order_id(sale: str, buyer: str, key: str, shard: int = 0) -> str:
     return f"{shard:02x}{digest}" if shard else "00" + digest
 
 
-def order_id_shard(value: str) -> int:
+def order_id_shard(value: object) -> int:
     """The shard an order id names. Raises InvalidInput for what can't be an order id."""
-    if not _ORDER_ID(value):
+    if not isinstance(value, str) or not _ORDER_ID(value):
         raise InvalidInput(
-            "order", f"{value[:40]!r} is not an order id", "pass the id that reserve returned"
+            "order", f"{str(value)[:40]!r} is not an order id", "pass the id that reserve returned"
         )
     return int(value[:2], 16)
 
@@ -128,6 +128,8 @@ def cart_text(sale: Sale, items: Mapping[str, int]) -> str:
 
     Raises InvalidInput for an empty cart and for quantities outside 1 … 10,000.
     """
+    if not isinstance(items, Mapping):
+        raise InvalidInput("items", "is not a mapping", "pass units by SKU, as in {'MUG': 1}")
     if not items:
         raise InvalidInput("items", "the cart is empty", "name at least one SKU")
     index_of = sale.sku_index

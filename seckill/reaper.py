@@ -8,8 +8,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
-from typing import Final
+from typing import Final, TypeVar
 
 from seckill.errors import SeckillError
 from seckill.status import Status
@@ -21,6 +22,7 @@ SWEEPS_A_ROUND: Final = 50
 REFRESH_S: Final = 2.0
 
 _log = logging.getLogger("seckill.reaper")
+_T = TypeVar("_T")
 
 
 class Reaper:
@@ -38,6 +40,7 @@ class Reaper:
         self._interval_s = interval_ms / 1000
         self._task: asyncio.Task[None] | None = None
         self._paused: set[str] = set()
+        self._failing: set[str] = set()
 
     def start(self) -> None:
         """Starts sweeping."""
@@ -54,23 +57,30 @@ class Reaper:
     async def _run(self) -> None:
         sales: list[str] = []
         refresh_at = 0.0
-        failing = False
         while self._task is not None:
-            try:
-                if monotonic() >= refresh_at:
-                    sales = await self._sales()
-                    refresh_at = monotonic() + REFRESH_S
-                for sale in sales:
-                    await self._sweep(sale)
-                failing = False
-            except SeckillError as error:
-                if not failing:
-                    _log.warning("deadlines are not swept: %s", error)
-                failing = True
-            except Exception:  # noqa: BLE001
-                # Without its reaper a process would silently stop giving units back.
-                _log.exception("the sweep failed and goes on")
+            if monotonic() >= refresh_at:
+                refresh_at = monotonic() + REFRESH_S
+                sales = await self._guarded("the list of sales", self._sales) or sales
+            for sale in sales:
+                # Each by itself: a sale whose keys are damaged must not starve the others.
+                await self._guarded(f"sale {sale}", partial(self._sweep, sale))
             await asyncio.sleep(self._interval_s)
+
+    async def _guarded(self, what: str, step: Callable[[], Awaitable[_T]]) -> _T | None:
+        """Awaits one step. What goes wrong is logged when it begins, and never ends the task: a
+        process without its reaper would silently stop giving units back."""
+        try:
+            result = await step()
+        except SeckillError as error:
+            if what not in self._failing:
+                _log.warning("%s is not swept: %s", what, error)
+            self._failing.add(what)
+            return None
+        except Exception:  # noqa: BLE001
+            _log.exception("the sweep of %s failed and goes on", what)
+            return None
+        self._failing.discard(what)
+        return result
 
     async def _sweep(self, sale: str) -> None:
         for _ in range(SWEEPS_A_ROUND):

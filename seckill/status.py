@@ -18,7 +18,7 @@ class Status(IntEnum):
     DONE = 3
     ALREADY = 4
     CONFIRMED_LATE = 5
-    # Refusals of reserve, in the order in which they are checked.
+    # Refusals of reserve; their precedence stands in lua/reserve.lua.
     CONFLICT = 10
     FENCED = 11
     UPGRADE_NEEDED = 12

@@ -7,6 +7,7 @@ orders of one batch; its seq is that of the last, and the others count backwards
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Event", "EventKind", "consume", "decode_entry", "read_all"]
 
 READ_COUNT = 500
+PATIENCE_S = 5.0
 
 
 class EventKind(StrEnum):
@@ -155,16 +157,19 @@ async def consume(
             if not str(error).startswith("BUSYGROUP"):
                 raise
     while True:
-        claimed: Any = await client.execute_command(
-            "XAUTOCLAIM", key, group, consumer, reclaim_ms, "0", "COUNT", count
-        )
+        # Not redis-py's own timeout: that writes under asyncio.wait_for, which before Python 3.12
+        # can lose a cancellation, and a consumer that was told to stop would go on.
+        async with asyncio.timeout(PATIENCE_S):
+            claimed: Any = await client.execute_command(
+                "XAUTOCLAIM", key, group, consumer, reclaim_ms, "0", "COUNT", count
+            )
         # An entry that was deleted meanwhile comes without fields.
         entries = [entry for entry in claimed[1] if entry and entry[1]]
         if not entries:
             block = ("BLOCK", block_ms) if follow else ()
-            reply: Any = await client.execute_command(
-                "XREADGROUP", "GROUP", group, consumer, "COUNT", count, *block, "STREAMS", key, ">"
-            )
+            words = ("GROUP", group, consumer, "COUNT", count, *block, "STREAMS", key, ">")
+            async with asyncio.timeout(block_ms / 1000 + PATIENCE_S):
+                reply: Any = await client.execute_command("XREADGROUP", *words)
             entries = reply[0][1] if reply else []
         if not entries:
             if follow:
@@ -175,4 +180,5 @@ async def consume(
             for entry_id, fields in entries
             for event in decode_entry(sale, origin_ms, entry_id, fields)
         ]
-        await client.xack(key, group, *[entry_id for entry_id, _ in entries])
+        async with asyncio.timeout(PATIENCE_S):
+            await client.xack(key, group, *[entry_id for entry_id, _ in entries])

@@ -214,6 +214,9 @@ class Replay:
             )
 
     def _move(self, event: Event, order: Order, known: Order) -> None:
+        pays = event.kind in (EventKind.CONFIRMED, EventKind.REFUND_DUE)
+        if pays and event.detail in known.payments:
+            self._broken(event, "outcome", f"order {order.id}: {event.detail} has two outcomes")
         if event.kind is EventKind.REFUND_DUE:
             if order.state != known.state or known.state in (State.HELD, State.PAYING):
                 self._broken(
@@ -221,6 +224,9 @@ class Replay:
                 )
             return
         before, after = _MOVES[event.kind]
+        if event.kind is EventKind.EXPIRED and event.at_ms < known.deadline_ms:
+            early_ms = known.deadline_ms - event.at_ms
+            self._broken(event, "deadline", f"order {order.id} expired {early_ms} ms early")
         if known.state not in before or order.state is not after:
             self._broken(
                 event,

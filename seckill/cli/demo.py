@@ -217,7 +217,7 @@ class _Demo:
 
 
 async def _script_time(url: str) -> ScriptTime:
-    pool = servers.connect_pool(url, connections=1, timeout_s=5.0)
+    pool = servers.connect_pool(url, connections=1, timeout_s=None)
     try:
         stats: dict[str, Any] = await servers.connect_client(pool).info("commandstats")
     finally:

@@ -20,7 +20,7 @@ __all__ = ["inspect"]
 async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
     """Show a sale's snapshot, the memory of its keys and the lag of its consumer groups."""
     definition, snapshot = await engine.sale(sale), await engine.snapshot(sale)
-    pool = servers.connect_pool(engine.url, connections=1, timeout_s=5.0)
+    pool = servers.connect_pool(engine.url, connections=1, timeout_s=None)
     try:
         client = servers.connect_client(pool)
         facts: dict[str, Any] = await client.info("memory")

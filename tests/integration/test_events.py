@@ -217,11 +217,6 @@ async def test_following_waits_for_what_comes(engine: Engine, open_sale: MakeSal
         await asyncio.gather(task, return_exceptions=True)
 
 
-@pytest.mark.xfail(
-    sys.version_info < (3, 12),
-    reason="reported: redis-py writes under asyncio.wait_for, which before Python 3.12 loses a"
-    " cancellation that comes as the write is done; a pool without socket_timeout does not",
-)
 async def test_a_consumer_can_be_cancelled_at_any_moment(
     engine: Engine, open_sale: MakeSale
 ) -> None:

@@ -202,7 +202,6 @@ async def test_a_bug_in_one_sweep_does_not_end_them_all(
     assert [record.exc_info is not None for record in caplog.records] == [True]
 
 
-@pytest.mark.xfail(reason="reported: the round ends at the first sale that fails")
 async def test_one_sick_sale_does_not_starve_the_others(
     caplog: pytest.LogCaptureFixture,
 ) -> None:

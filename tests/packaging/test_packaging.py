@@ -162,6 +162,7 @@ class TestWheelAndSdist:
             r"seckill/lua/reserve\.lua",
             r"seckill/lua/lib/\w+\.lua",
             r"seckill/server/__init__\.py",
+            r"seckill/examples/evening-sale\.toml",
             r"seckill/cli/__init__\.py",
             r"seckill-[^/]+\.dist-info/licenses/LICENSE",
         ],
@@ -274,6 +275,7 @@ class TestProjectFiles:
         found = {}
         for folder, package in (
             ("seckill", "seckill"),
+            ("examples", "seckill.examples"),
             ("server", "seckill.server"),
             ("lua", "seckill.lua"),
         ):

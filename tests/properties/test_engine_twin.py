@@ -16,6 +16,7 @@ from tests.properties.machine import TwinMachine
 from tests.properties.world import World
 
 SOAK_SECONDS = int(os.environ.get("SECKILL_SOAK_SECONDS", "180"))
+ROUND = 50
 
 TWIN = settings(
     max_examples=300,
@@ -40,8 +41,8 @@ def test_the_engine_does_what_its_twin_does(world: World) -> None:
 def test_the_engine_does_what_its_twin_does_for_minutes(world: World) -> None:
     """Rounds of ever new examples, with longer lives, until the time is over."""
     began, rounds = monotonic(), 0
-    soak = settings(TWIN, max_examples=200, stateful_step_count=80, database=None)
+    soak = settings(TWIN, max_examples=ROUND, stateful_step_count=80, database=None)
     while monotonic() - began < SOAK_SECONDS:
         run_state_machine_as_test(machine_on(world), settings=soak)
         rounds += 1
-        print(f"{rounds * 200} examples after {monotonic() - began:.0f} s, no violation")
+        print(f"{rounds * ROUND} examples after {monotonic() - began:.0f} s, no violation")

@@ -54,15 +54,7 @@ def test_the_twin_notices(mutated: Mutation, world: World) -> None:
         run_state_machine_as_test(machine_on(world), settings=FIND)
 
 
-# Reported: verify does not see that one payment has two outcomes.
-KNOWN = {"a payment is not recognised"}
-SEEN = [
-    pytest.param(mutation, marks=pytest.mark.xfail(reason="reported: verify does not see it"))
-    if mutation.name in KNOWN
-    else mutation
-    for mutation in MUTATIONS
-    if mutation.seen_by_verify
-]
+SEEN = [mutation for mutation in MUTATIONS if mutation.seen_by_verify]
 
 
 @pytest.mark.parametrize("mutated", SEEN, indirect=True, ids=lambda mutation: mutation.name)
@@ -146,7 +138,8 @@ async def tell_a_story(engine: Engine) -> set[str]:
     await engine.release(sale.id, last)
 
     verdict = await verify(engine, sale.id)
-    rules = {violation.rule for violation in verdict.violations}
+    # The story moves the sale's time, of which its events know nothing.
+    rules = {violation.rule for violation in verdict.violations} - {"deadline"}
     # Whatever the naive story finds, verify finds too.
     story = [event async for event in engine.history(sale.id)]
     assert rules or list(check_story(sale, story)) == []

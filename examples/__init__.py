@@ -1,0 +1,1 @@
+"""The example sale, so that an installed `seckill demo` finds it too."""

@@ -128,7 +128,7 @@ def cart_text(sale: Sale, items: Mapping[str, int]) -> str:
 
     Raises InvalidInput for an empty cart and for quantities outside 1 … 10,000.
     """
-    if not isinstance(items, Mapping):
+    if type(items) is not dict and not isinstance(items, Mapping):
         raise InvalidInput("items", "is not a mapping", "pass units by SKU, as in {'MUG': 1}")
     if not items:
         raise InvalidInput("items", "the cart is empty", "name at least one SKU")

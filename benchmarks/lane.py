@@ -8,7 +8,7 @@ Workload: 256 concurrent callers, each of whom asks again as soon as it is answe
 orders of workload.py; in each round a fresh sale for each way. A pool of 256 is the fastest of
 those tried (10, 32, 100 with a blocking pool are slower). The pattern gets its ids and the packed
 arguments made before the clock starts; the lane goes through Engine.reserve with all its checks.
-A round is five slices of a quarter of a second for each way, interleaved on one server with one
+A round is five slices of a fifth of a second for each way, interleaved on one server with one
 configuration: once with appendfsync always, once without AOF. The ratio is taken within each round;
 the median of the rounds counts, and their range is its spread.
 
@@ -85,7 +85,7 @@ def run(plan: Plan) -> Iterator[Row]:
 async def _compare(plan: Plan, server: Server, embedded: EmbeddedServer, fsync: Fsync) -> list[Row]:
     label = f"{server.name}, fsync {fsync}"
     rounds, buyers = (1, 2_000) if plan.quick else (5, 300_000)
-    callers, slice_s = (16, 0.02) if plan.quick else (256, 0.25)
+    callers, slice_s = (16, 0.02) if plan.quick else (256, 0.2)
     test = _Test(embedded, durability_of(fsync), buyer_ids(buyers), callers, slice_s)
     parts: dict[str, list[_Part]] = {way: [] for way in _WAYS}
     for turn in range(rounds + 1):

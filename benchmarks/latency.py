@@ -44,7 +44,7 @@ def run(plan: Plan) -> Iterator[Row]:
 async def _compare(plan: Plan, server: Server, embedded: EmbeddedServer, fsync: Fsync) -> list[Row]:
     from redis.asyncio import Redis
 
-    calls = 60 if plan.quick else 8_000
+    calls = 60 if plan.quick else 5_000
     label = f"{server.name}, fsync {fsync}"
     durability = durability_of(fsync)
     sale = await open_sale(embedded.url, durability, "latency")

@@ -13,6 +13,7 @@ Until then a batch whose connection broke is sent again: the ids are the same, s
 from __future__ import annotations
 
 import asyncio
+import logging
 import random
 from collections import deque
 from collections.abc import Callable
@@ -27,6 +28,7 @@ from seckill.errors import (
     OutcomeUnknown,
     Overloaded,
     RedisUnavailable,
+    ScriptFailed,
     SeckillError,
 )
 from seckill.redis import is_transient, refusal_of
@@ -41,6 +43,7 @@ SLOTS: Final = 2
 _COLUMNS: Final = 6
 HALVE_FROM: Final = 32
 
+_log = logging.getLogger("seckill.lane")
 _pack = msgspec.msgpack.encode
 
 
@@ -88,17 +91,26 @@ class Lane:
     async def start(self) -> None:
         """Connects the first slot, which also learns the server's time.
 
-        Raises RedisUnavailable when nobody answers.
+        Raises RedisUnavailable when nobody answers until the time is over.
         """
         first = _Slot(self)
-        try:
-            async with asyncio.timeout(self._timeout_s):
-                await first.open()
-        except Exception as error:
-            await first.drop()
-            if isinstance(error, TimeoutError) or is_transient(error):
-                raise RedisUnavailable(f"no Redis answers there: {error}") from None
-            raise
+        give_up_s = monotonic() + self._timeout_s
+        backoff_s = BACKOFF_MIN_S
+        while True:
+            try:
+                async with asyncio.timeout(max(0.0, give_up_s - monotonic())):
+                    await first.open()
+                break
+            except BaseException as error:
+                await first.drop()
+                if not isinstance(error, Exception):
+                    raise
+                if not is_transient(error):
+                    raise refusal_of(error) from None
+                if monotonic() + backoff_s >= give_up_s:
+                    raise RedisUnavailable(f"no Redis answers there: {error}") from None
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
+            backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
         slots = [first, *(_Slot(self) for _ in range(SLOTS - 1))]
         self._slots = [self._loop.create_task(self._serve(slot)) for slot in slots]
 
@@ -120,7 +132,8 @@ class Lane:
             (
                 order_id,
                 buyer,
-                int(give_up_s * 1000 + self._offset_ms),
+                # The last whole millisecond of the server that ends before the caller gives up.
+                int(give_up_s * 1000 + self._offset_ms) - 1,
                 cart,
                 print6,
                 attrs,
@@ -156,7 +169,14 @@ class Lane:
                     free: asyncio.Future[None] = self._loop.create_future()
                     self._free.append(free)
                     await free
-                await self._decide(slot, self._take())
+                batch = self._take()
+                try:
+                    await self._decide(slot, batch)
+                except Exception as error:  # noqa: BLE001 - logged, and every caller is told
+                    # A slot that died would leave its callers, and all who come, without an answer.
+                    _log.exception("a batch failed")
+                    await slot.drop()
+                    _fail(batch, ScriptFailed(f"the answer could not be read: {error!r}"))
         finally:
             await slot.drop()
 

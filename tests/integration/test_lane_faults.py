@@ -148,6 +148,18 @@ async def test_a_lane_waits_for_a_server_that_is_away(server: EmbeddedServer, pr
         assert len(held(server.url, sale)) == 51
 
 
+async def test_the_first_order_of_all_waits_as_well(server: EmbeddedServer, proxy: Proxy) -> None:
+    """The lane is opened by its first order, which is no reason to give up sooner."""
+    async with Engine(proxy.url, sweep_ms=0) as engine:
+        sale = await open_sale(engine)
+        await engine.sale(sale)
+        proxy.target = "unix:///nowhere"
+        calls = asyncio.ensure_future(buy_all(engine, sale, range(5)))
+        await asyncio.sleep(0.2)
+        proxy.target = server.url
+        assert statuses(await calls) == [Status.CREATED] * 5
+
+
 async def test_the_server_is_killed_and_restarted_under_load(tmp_path: Path) -> None:
     """Callers whose timeout is longer than the outage see no error."""
     with EmbeddedServer(tmp_path) as server:
@@ -156,6 +168,7 @@ async def test_the_server_is_killed_and_restarted_under_load(tmp_path: Path) -> 
             Engine(proxy.url, timeout_ms=20_000) as engine,
         ):
             sale = await open_sale(engine)
+            await buy(engine, sale, "first")
             stop = False
             outcomes: list[Outcome] = []
 
@@ -178,4 +191,4 @@ async def test_the_server_is_killed_and_restarted_under_load(tmp_path: Path) -> 
             orders = [out.order.id for out in outcomes if out.order]
             assert len(orders) == len(outcomes) > 100
             assert len(set(orders)) == len(orders)
-            assert held(server.url, sale) == set(orders)
+            assert held(server.url, sale) == {id_of(sale, "first"), *orders}

@@ -84,7 +84,7 @@ def run(plan: Plan) -> Iterator[Row]:
 
 async def _compare(plan: Plan, server: Server, embedded: EmbeddedServer, fsync: Fsync) -> list[Row]:
     label = f"{server.name}, fsync {fsync}"
-    rounds, buyers = (1, 2_000) if plan.quick else (5, 300_000)
+    rounds, buyers = (1, 20_000) if plan.quick else (5, 300_000)
     callers, slice_s = (16, 0.02) if plan.quick else (256, 0.2)
     test = _Test(embedded, durability_of(fsync), buyer_ids(buyers), callers, slice_s)
     parts: dict[str, list[_Part]] = {way: [] for way in _WAYS}
@@ -106,8 +106,8 @@ async def _round(test: _Test, turn: int) -> dict[str, _Part]:
         for number, (way, opening) in enumerate(_WAYS.items()):
             name = f"lane-{turn}-{number}"
             sale = await open_sale(test.embedded.url, test.durability, name)
-            call = await stack.enter_async_context(opening(test, sale))
-            numbers = iter(range(len(test.buyers)))
+            call, orders = await stack.enter_async_context(opening(test, sale))
+            numbers = iter(range(orders))
             # Opens the lane, and all connections of a pool.
             await asyncio.gather(*(call(next(numbers)) for _ in range(test.callers)))
             calls[way] = call, numbers
@@ -116,6 +116,8 @@ async def _round(test: _Test, turn: int) -> dict[str, _Part]:
             # To and fro, so that none always runs right after the same other one.
             for way in list(calls)[:: 1 if (turn + i) % 2 else -1]:
                 await _slice(test, *calls[way], parts[way])
+        for way, (_, numbers) in calls.items():
+            assert next(numbers, None) is not None, f"{way} ran out of buyers: give it more"
     return parts
 
 
@@ -143,18 +145,18 @@ async def _slice(test: _Test, call: Call, numbers: Iterator[int], part: _Part) -
 
 
 @asynccontextmanager
-async def _lane(test: _Test, sale: Sale) -> AsyncIterator[Call]:
+async def _lane(test: _Test, sale: Sale) -> AsyncIterator[tuple[Call, int]]:
     async with Engine(test.embedded.url, durability=test.durability) as engine:
 
         async def call(i: int) -> bool:
             outcome = await engine.reserve(sale.id, test.buyers[i], KEY, CART)
             return outcome.status is Status.CREATED
 
-        yield call
+        yield call, len(test.buyers)
 
 
 @asynccontextmanager
-async def _same_script(test: _Test, sale: Sale) -> AsyncIterator[Call]:
+async def _same_script(test: _Test, sale: Sale) -> AsyncIterator[tuple[Call, int]]:
     from redis.asyncio import Redis
 
     client = Redis.from_url(test.embedded.url, max_connections=test.callers)
@@ -166,12 +168,12 @@ async def _same_script(test: _Test, sale: Sale) -> AsyncIterator[Call]:
         reply = await client.evalsha(sha, *commands[i])
         return created(reply) == 1
 
-    yield call
+    yield call, len(commands)
     await client.aclose()
 
 
 @asynccontextmanager
-async def _one_script(test: _Test, sale: Sale) -> AsyncIterator[Call]:
+async def _one_script(test: _Test, sale: Sale) -> AsyncIterator[tuple[Call, int]]:
     from redis.asyncio import Redis
 
     client = Redis.from_url(test.embedded.url, max_connections=test.callers)
@@ -188,7 +190,7 @@ async def _one_script(test: _Test, sale: Sale) -> AsyncIterator[Call]:
         )  # fmt: skip
         return bool(reply[0] == Status.CREATED)
 
-    yield call
+    yield call, len(test.buyers)
     await client.aclose()
 
 

@@ -43,6 +43,7 @@ _INTEGER: Final = re.compile(r"-?(?:0|[1-9][0-9]{0,4000})").fullmatch
 _AMOUNT: Final = re.compile(
     r"[¥元]?\s*(0|[1-9][0-9]{0,11}|[1-9][0-9]{0,2}(?:,[0-9]{3}){1,3})(?:\.([0-9]{1,2}))?\s*元?"
 ).fullmatch
+_GROUPED: Final = re.compile(r"[1-9][0-9]{0,2}(?:,[0-9]{3}){1,3}").fullmatch
 _LINE_END: Final = re.compile(rb"\r\n?|\n").findall
 _TOML_PIECES: Final = re.compile(
     r'"""(?:[^\\]|\\.)*?"{3,5}'
@@ -187,6 +188,11 @@ def _number_error(field: str, name: str, text: str) -> InvalidInput:
     amount = _AMOUNT(plain)
     if _INTEGER(plain):
         remedy = f"write {plain}"
+    elif is_price and _GROUPED(plain):
+        # A spreadsheet's display of whole fen; both readings are shown, so that yuan are noticed.
+        fen = int(plain.replace(",", ""))
+        money = f"¥{fen // 100:,}.{fen % 100:02d}"
+        remedy = f"prices are in fen: write {fen} ({money}), without the comma"
     elif amount:
         whole, cents = amount[1].replace(",", ""), (amount[2] or "").ljust(2, "0")
         if is_price:

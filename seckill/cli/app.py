@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import io
+import signal
 import sys
 import traceback
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Final
 
 import typer
 
 from seckill.cli import demo, inspect, orders, sales, serve, stock, verify
-from seckill.cli.output import complain, version_text
+from seckill.cli.output import Stopped, complain, version_text
 from seckill.errors import InvalidInput, SeckillError
 
 __all__ = ["app", "run"]
+
+INTERRUPTED: Final = 128 + signal.SIGINT
 
 app = typer.Typer(
     name="seckill",
@@ -57,17 +60,22 @@ def run() -> int:
             stream.reconfigure(errors="replace")
     try:
         app(prog_name="seckill")
+    except Stopped as error:
+        return complain(str(error), code=error.code)
     except InvalidInput as error:
         return complain(str(error), code=2)
     except SeckillError as error:
         return complain(str(error), code=1)
     except KeyboardInterrupt:
-        return complain("interrupted", code=130)
+        return complain("interrupted", code=INTERRUPTED)
     except BrokenPipeError:
         # The reader (head, less) has gone; flushing the rest at exit would raise once more.
         sys.stdout = io.TextIOWrapper(io.BytesIO())
         return 1
     except SystemExit as error:
+        if error.code == INTERRUPTED:
+            # Typer has turned a KeyboardInterrupt into this, and said nothing.
+            return complain("interrupted", code=INTERRUPTED)
         return error.code if isinstance(error.code, int) else int(error.code is not None)
     except Exception as error:  # noqa: BLE001 - a bug; a traceback would help nobody at the mall
         frame = traceback.extract_tb(error.__traceback__)[-1]

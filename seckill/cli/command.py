@@ -41,6 +41,8 @@ __all__ = [
 REDIS_ENV = "SECKILL_REDIS"
 DATA_ENV = "SECKILL_DATA"
 _PANEL = "Server"
+# A server with an AOF makes one of them at its first start: since Redis 7, and before.
+_SERVER_DATA = ("appendonlydir", "appendonly.aof")
 
 
 class Durability(StrEnum):
@@ -95,14 +97,18 @@ class Target(msgspec.Struct, frozen=True):
     durability: Durability = Durability.AOF
     allow_unverified: bool = False
 
-    def engine(self, **options: Any) -> Engine:
-        """An engine that is not started yet. Raises InvalidInput unless one server is named."""
-        url, data_dir = self.redis, self.embedded
+    def engine(self, *, new_data: bool = False, **options: Any) -> Engine:
+        """An engine that is not started yet. Raises InvalidInput unless one server is named.
+
+        A data directory must have been used before, unless this may be the first use of it
+        (``new_data``): a wrong path would look like a server that has lost its sales.
+        """
+        url, data_dir, named = self.redis, self.embedded, "--embedded"
         if url is None and data_dir is None:
             # An option beats the environment, so both variables may stay set for good.
             url = os.environ.get(REDIS_ENV) or None
             if url is None and (directory := os.environ.get(DATA_ENV)):
-                data_dir = Path(directory)
+                data_dir, named = Path(directory), DATA_ENV
         options |= {
             "durability": self.durability.value,
             "allow_unverified": self.allow_unverified,
@@ -113,13 +119,31 @@ class Target(msgspec.Struct, frozen=True):
             return Engine(url, **options)
         if data_dir is not None:
             # Beside a running `seckill serve --embedded DIR`, its server is the one that is meant.
-            running = running_url(data_dir)
-            return Engine(running, **options) if running else Engine.embedded(data_dir, **options)
+            if running := running_url(data_dir):
+                return Engine(running, **options)
+            if not new_data:
+                _check_data(data_dir, named)
+            return Engine.embedded(data_dir, **options)
         raise InvalidInput(
             "server",
             "is not named",
             f"give --redis URL or --embedded DIR, or set {REDIS_ENV} or {DATA_ENV}",
         )
+
+
+def _check_data(data_dir: Path, named: str) -> None:
+    try:
+        if any((data_dir / name).exists() for name in _SERVER_DATA):
+            return
+        problem = "holds no server's data" if data_dir.exists() else "does not exist"
+    except OSError:
+        return  # The server's own start says best why this directory is of no use.
+    raise InvalidInput(
+        named,
+        f"{data_dir.absolute()} {problem}, and no server runs there",
+        "name the directory that seckill serve or seckill sale create was given "
+        "(a relative path starts from where you are)",
+    )
 
 
 def _shared(
@@ -132,17 +156,19 @@ def _shared(
     """Carries the options of every command on an engine; its signature is all there is to it."""
 
 
-def on_engine(command: Callable[..., Coroutine[Any, Any, int]]) -> Callable[..., None]:
+def on_engine(
+    command: Callable[..., Coroutine[Any, Any, int]], *, new_data: bool = False
+) -> Callable[..., None]:
     """A command that opens an engine, runs ``command(engine, out, …)`` and exits with its answer.
 
-    The engine does not sweep: a command that lives for a moment has no part in the deadlines.
+    ``new_data`` is for a command that may begin a data directory. The engine does not sweep: a command that lives for a moment has no part in the deadlines.
     """
 
     def run(*, redis: str | None, embedded: Path | None, json: bool, **given: Any) -> None:
         target = Target(redis, embedded, given.pop("durability"), given.pop("allow_unverified"))
 
         async def main() -> int:
-            async with target.engine(sweep_ms=0) as engine:
+            async with target.engine(new_data=new_data, sweep_ms=0) as engine:
                 return await command(engine, Output(json=json), **given)
 
         if code := asyncio.run(main()):

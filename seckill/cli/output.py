@@ -18,6 +18,7 @@ from seckill.status import Status
 
 __all__ = [
     "Output",
+    "Stopped",
     "complain",
     "countdown",
     "moment",
@@ -26,10 +27,19 @@ __all__ = [
     "order_data",
     "outcome_data",
     "version_text",
+    "warn",
     "yuan",
 ]
 
 PIPE_COLUMNS = 120
+
+
+class Stopped(Exception):
+    """A signal has ended a command that has something to say about it; ``code`` is its exit code."""
+
+    def __init__(self, text: str, *, code: int) -> None:
+        self.code = code
+        super().__init__(text)
 
 
 def version_text() -> str:
@@ -45,6 +55,12 @@ def complain(text: str, *, code: int) -> int:
     console = Console(stderr=True, highlight=False, soft_wrap=True)
     console.print(Text.assemble(("seckill: ", "bold red"), text))
     return code
+
+
+def warn(text: str) -> None:
+    """Writes to stderr what is no error, but needs to be seen."""
+    console = Console(stderr=True, highlight=False, soft_wrap=True)
+    console.print(Text.assemble(("seckill: warning: ", "bold yellow"), text))
 
 
 def new_console() -> Console:
@@ -84,17 +100,28 @@ class Output:
             # Titles and reasons are other people's text: a bracket in them is no markup.
             self.console.print(Text(part) if isinstance(part, str) else part)
 
-    def status(self, outcome: Outcome, what: str) -> int:
-        """Prints what became of a verb; the answer is the exit code."""
-        return self.verdict(outcome.status, what, outcome_data(outcome))
+    def status(self, outcome: Outcome, what: str, *, already: str = "") -> int:
+        """Prints what became of a verb; the answer is the exit code.
 
-    def verdict(self, status: Status, what: str, data: Any) -> int:
-        """The same for an answer that is no Outcome."""
+        ``already`` says in the verb's own words that it had nothing to do.
+        """
+        said = already if outcome.status is Status.ALREADY else ""
+        return self.verdict(outcome.status, what, outcome_data(outcome), said=said)
+
+    def verdict(
+        self, status: Status, what: str, data: Any, *shown: RenderableType, said: str = ""
+    ) -> int:
+        """The same for an answer that is no Outcome; ``said`` stands for the status's meaning.
+
+        ``shown`` follows where all is well.
+        """
+        if status is Status.UNKNOWN_SALE:
+            said = "no such sale on this server; create it first (seckill sale list)"
+        said = said or status.meaning
         if self.json or status.ok:
-            mark = Text.assemble(("✓ ", "green"), f"{what}: {status.meaning}")
-            self.answer(data, mark)
+            self.answer(data, Text.assemble(("✓ ", "green"), f"{what}: {said}"), *shown)
             return 0 if status.ok else 1
-        return complain(f"{what}: {status.meaning} ({status.name.lower()})", code=1)
+        return complain(f"{what}: {said} ({status.name.lower()})", code=1)
 
 
 def outcome_data(outcome: Outcome) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -10,37 +12,59 @@ import typer
 from rich.text import Text
 
 from seckill.cli.command import SaleId, on_engine
-from seckill.cli.output import Output, countdown, moment, new_table, outcome_data
+from seckill.cli.output import Output, countdown, moment, new_table, outcome_data, warn
 from seckill.cli.stock import stock_table
 from seckill.engine import Engine
-from seckill.errors import UnknownSale
+from seckill.errors import InvalidInput, UnknownSale
 from seckill.sale import Sale
 from seckill.salefile import load_sale
 from seckill.snapshot import Snapshot
+from seckill.status import Status
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True)
 
+_EXISTS_OTHERWISE = (
+    "exists with another definition, and a sale can't change once it is created "
+    "(its stock can: seckill stock add); choose another id"
+)
 _PHASE_STYLE = {"selling": "bold green", "not started": "cyan", "paused": "bold yellow"}
 
 
 @app.command("create")
-@on_engine
+@partial(on_engine, new_data=True)
 async def create(
     engine: Engine,
     out: Output,
     file: Annotated[Path, typer.Argument(metavar="FILE.toml", help="The sale's definition.")],
     open: Annotated[bool, typer.Option("--open", help="Open it as well.")] = False,  # noqa: A002
+    now: Annotated[
+        bool,
+        typer.Option("--now", help="For trying: let it begin at this moment and last as long."),
+    ] = False,
 ) -> int:
     """Create a sale from a TOML file."""
-    sale = load_sale(file)
+    sale, now_ms = load_sale(file), await engine.now_ms()
+    if now:
+        sale = _moved(sale, now_ms)
     outcome = await engine.create(sale)
-    if open and outcome.ok:
+    if not outcome.ok:
+        said = _EXISTS_OTHERWISE if outcome.status is Status.CONFLICT else ""
+        return out.verdict(outcome.status, f"sale {sale.id}", outcome_data(outcome), said=said)
+    what, said, data = f"sale {sale.id}", "", outcome_data(outcome)
+    status = outcome.status
+    if open:
         opened = await engine.open(sale.id)
-        data = outcome_data(opened) | {"created": outcome_data(outcome)}
-        return out.verdict(opened.status, f"sale {sale.id} created and opened", data)
-    return out.status(outcome, f"sale {sale.id}")
+        status, what = opened.status, f"{what} created and opened"
+        said = "it is open already" if status is Status.ALREADY else ""
+        data = outcome_data(opened) | {"created": data}
+        if opened.ok and sale.ends_ms <= now_ms:
+            warn(f"sale {sale.id} ended at {moment(sale.ends_ms)}, so it sells nothing")
+    window = [Text(_window(sale.opens_ms, sale.ends_ms, now_ms))] if now else []
+    if now:
+        data |= {"opens_ms": sale.opens_ms, "ends_ms": sale.ends_ms}
+    return out.verdict(status, what, data, *window, said=said)
 
 
 @app.command("show")
@@ -96,7 +120,8 @@ async def list_sales(engine: Engine, out: Output) -> int:
 @on_engine
 async def open_sale(engine: Engine, out: Output, sale: SaleId) -> int:
     """Let a created sale sell, from its opens_at on."""
-    return out.status(await engine.open(sale), f"sale {sale}: open")
+    done = await engine.open(sale)
+    return out.status(done, f"sale {sale}: open", already="it is open already")
 
 
 @app.command("pause")
@@ -108,21 +133,41 @@ async def pause(
     reason: Annotated[str, typer.Option(help="Why; it is kept in the sale's events.")] = "",
 ) -> int:
     """Stop new orders at once; held ones can still be paid."""
-    return out.status(await engine.pause(sale, reason), f"sale {sale}: pause")
+    done = await engine.pause(sale, reason)
+    return out.status(done, f"sale {sale}: pause", already="it is paused already")
 
 
 @app.command("resume")
 @on_engine
 async def resume(engine: Engine, out: Output, sale: SaleId) -> int:
     """Let a paused sale sell again."""
-    return out.status(await engine.resume(sale), f"sale {sale}: resume")
+    done = await engine.resume(sale)
+    return out.status(done, f"sale {sale}: resume", already="it is open already")
 
 
 @app.command("close")
 @on_engine
 async def close(engine: Engine, out: Output, sale: SaleId) -> int:
     """End a sale for good; it is settled once no unit is held."""
-    return out.status(await engine.close(sale), f"sale {sale}: close")
+    done = await engine.close(sale)
+    return out.status(done, f"sale {sale}: close", already="it is closed already")
+
+
+def _moved(sale: Sale, now_ms: int) -> Sale:
+    """The same sale, but from now on."""
+    by = timedelta(milliseconds=now_ms - sale.opens_ms)
+    try:
+        opens_at, ends_at = sale.opens_at + by, sale.ends_at + by
+    except OverflowError:
+        raise InvalidInput("ends_at", "is too far away for --now", "let the sale end") from None
+    return msgspec.structs.replace(sale, opens_at=opens_at, ends_at=ends_at)
+
+
+def _window(opens_ms: int, ends_ms: int, now_ms: int) -> str:
+    return "\n".join(
+        f"{name:<6} {moment(ms)}  {countdown(ms, now_ms)}"
+        for name, ms in (("opens", opens_ms), ("ends", ends_ms))
+    )
 
 
 def _phase(snapshot: Snapshot) -> Text:
@@ -133,8 +178,7 @@ def _header(sale: Sale, snapshot: Snapshot) -> Text:
     header = Text.assemble((sale.title, "bold"), f"  {sale.id}  ", _phase(snapshot))
     if snapshot.reason:
         header.append(f" ({snapshot.reason})")
-    for name, ms in (("opens", snapshot.opens_ms), ("ends", snapshot.ends_ms)):
-        header.append(f"\n{name:<6} {moment(ms)}  {countdown(ms, snapshot.at_ms)}")
+    header.append(f"\n{_window(snapshot.opens_ms, snapshot.ends_ms, snapshot.at_ms)}")
     limits = [
         f"{count:,} {what}"
         for count, what in (

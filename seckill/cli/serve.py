@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 from pathlib import Path
@@ -38,7 +39,7 @@ def serve(
     """Take orders over HTTP until Ctrl-C; every order under way still gets its answer."""
     from seckill.server import run
 
-    engine = Target(redis, embedded, durability, allow_unverified).engine()
+    engine = Target(redis, embedded, durability, allow_unverified).engine(new_data=True)
     logging.basicConfig(level=logging.WARNING, format="%(asctime)s %(levelname)s %(message)s")
     console = new_console()
 
@@ -61,4 +62,6 @@ def serve(
     except OSError as error:
         where = unix or f"{host}:{port}"
         reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno == errno.EADDRINUSE and unix is None:
+            reason += "; choose another port with --port N (0 takes a free one)"
         raise typer.Exit(complain(f"cannot listen on {where}: {reason}", code=1)) from None

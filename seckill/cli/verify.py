@@ -27,7 +27,7 @@ async def verify(
 ) -> int:
     """Prove from the event stream that nothing was oversold, undersold or lost."""
     verdict = await replay(engine, sale)
-    counted = f"{verdict.events:,} events, {verdict.orders:,} orders"
+    counted = f"{_count(verdict.events, 'event')}, {_count(verdict.orders, 'order')}"
     if verdict.ok:
         shown = Text.assemble(("✓ ", "green"), f"sale {sale}: no violation in {counted}")
         out.answer(verdict_data(verdict), shown)
@@ -40,6 +40,10 @@ async def verify(
     hidden = len(verdict.violations) - 1
     more = f"; {hidden} more with --all" if hidden and not all_ else ""
     return complain(f"sale {sale} breaks a promise ({counted}{more})", code=1)
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def violation_text(violation: Violation) -> str:

@@ -179,7 +179,11 @@ async def _one_script(test: _Test, sale: Sale) -> AsyncIterator[tuple[Call, int]
     client = Redis.from_url(test.embedded.url, max_connections=test.callers)
     source = resources.files("benchmarks").joinpath("lua/reserve_one.lua").read_text("utf-8")
     sha = await client.script_load(source)
-    sale_key, stock, purses, orders, holds, _, events = shard_keys(sale.id)
+    # Keys of its own: a reaper would take these orders, whose records have another form, for ours.
+    for key in shard_keys(sale.id)[:2]:
+        await client.copy(key, f"{key}-one")
+    keys = (f"{key}-one" for key in shard_keys(sale.id))
+    sale_key, stock, purses, orders, holds, _, events = keys
     not_after = int(time() * 1000) + 36_000_000
 
     async def call(i: int) -> bool:

@@ -1,7 +1,8 @@
 --[[
 confirm: money has arrived for an order. A held or paying order becomes confirmed, whatever its
 deadline says, as long as the sweep has not taken it. Money that comes later, twice, or for an order
-given up is never lost: it buys a unit that is still there, or leaves one refund_due event.
+given up buys a unit that is still there, or leaves one refund_due event. Beyond 16 payments of one
+order the answer alone says that the money is due back.
 Repeating a payment writes nothing and says what has become of it. In a closed sale nothing is sold
 any more: late money is always due back.
 Works at maxmemory.

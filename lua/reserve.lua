@@ -37,14 +37,12 @@ if sale then
   read_clock(sale)
   if definition_id ~= sale.definition_id then
     broken = STATUS.STALE_DEFINITION
-  elseif sale.jumped then
-    closed = STATUS.PAUSED
-  elseif sale.state == 'paused' then
-    closed = STATUS.PAUSED
   elseif sale.state == 'created' then
     closed = STATUS.NOT_OPEN
-  elseif sale.state ~= 'open' then
+  elseif sale.state ~= 'open' and sale.state ~= 'paused' then
     closed = STATUS.ENDED
+  elseif sale.jumped or sale.state == 'paused' then
+    closed = STATUS.PAUSED
   elseif sale.now_ms < sale.opens_ms then
     closed = STATUS.NOT_OPEN
   elseif sale.now_ms >= sale.ends_ms then
@@ -106,7 +104,7 @@ end
 local function purse_with(purse_text, cart, not_after)
   local purse, units, lapsed = read_purse(purse_text)
   if sale.max_lapsed > 0 and lapsed >= sale.max_lapsed then return STATUS.NOT_ALLOWED end
-  if not_after < sale.now_ms then return STATUS.TOO_LATE end
+  if not_after < sale.raw_ms then return STATUS.TOO_LATE end
   local refusal = limit_refusal(cart.lines, cart.units, purse, units, sku_limits, sale)
   if refusal then return refusal end
   for k = 1, #cart.lines, 2 do
@@ -116,9 +114,11 @@ local function purse_with(purse_text, cart, not_after)
   return nil, write_purse(purse, lapsed)
 end
 
-local now_ms, deadline_ms = 0, 0
+local now_ms, raw_ms, deadline_ms = 0, 0, 0
 if sale then
-  now_ms = sale.now_ms
+  -- The sale's own time may stand still while a clock that was set back catches up; the caller's
+  -- patience does not, so not_after is measured by the server's clock as it is.
+  now_ms, raw_ms = sale.now_ms, sale.raw_ms
   deadline_ms = now_ms + sale.hold_ms
   local tail = string.format('%d|', deadline_ms - sale.origin_ms)
   local nothing = {}
@@ -163,7 +163,7 @@ for i = 1, count do
       if purse_text then
         answer, new_purse = purse_with(purse_text, cart, not_afters[i])
       else
-        answer = not_afters[i] < now_ms and TOO_LATE or cart.refusal
+        answer = not_afters[i] < raw_ms and TOO_LATE or cart.refusal
       end
       answer = answer or stock_refusal(cart.lines)
       if not answer then
@@ -214,4 +214,4 @@ elseif taken > 0 then
   redis.call('RPUSH', KEYS[5], unpack(ids, 1, taken))
   write_sale(sale)
 end
-return { sale and sale.wall_ms or 0, deadline_ms, known }
+return { raw_ms, deadline_ms, known }

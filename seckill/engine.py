@@ -17,7 +17,7 @@ import msgspec
 from seckill import order as orders
 from seckill import redis as servers
 from seckill.calls import Calls
-from seckill.errors import InvalidInput, UnknownSale
+from seckill.errors import EngineClosed, InvalidInput, UnknownSale
 from seckill.keys import SALES, shard_keys
 from seckill.order import Order, Outcome
 from seckill.reaper import Reaper
@@ -152,12 +152,14 @@ class Engine:
         if self._reaper is not None:
             await self._reaper.stop()
             self._reaper = None
-        shards, self._shards = list(self._shards.values()), {}
         self._started = False
-        await asyncio.gather(*(shard.aclose() for shard in shards))
-        await self._calls.aclose()
-        if self._server is not None:
-            await asyncio.to_thread(self._server.stop)
+        shards, self._shards = list(self._shards.values()), {}
+        try:
+            await asyncio.gather(*(shard.aclose() for shard in shards))
+        finally:
+            await self._calls.aclose()
+            if self._server is not None:
+                await asyncio.to_thread(self._server.stop)
 
     # -- a sale's life ------------------------------------------------------------------------
 
@@ -208,7 +210,7 @@ class Engine:
     async def sales(self) -> list[str]:
         """The ids of all sales on this server, sorted."""
         members = await self._calls.attempt(lambda: self._calls.client.smembers(SALES))
-        return sorted(member.decode() for member in members)
+        return sorted(member.decode("utf-8", "replace") for member in members)
 
     async def sale(self, sale: str) -> Sale:
         """A sale's definition. Raises UnknownSale."""
@@ -267,10 +269,10 @@ class Engine:
         Returns CREATED or EXISTS with the order, or a refusal in the precedence of reserve.lua.
         Raises InvalidInput, Overloaded, OutcomeUnknown, RedisUnavailable, ServerFull.
         """
-        check_buyer(buyer, "buyer")
-        check_key(key, "key")
+        buyer = check_buyer(buyer, "buyer")
+        key = check_key(key, "key")
         if attrs:
-            check_attrs(attrs, "attrs")
+            attrs = check_attrs(attrs, "attrs")
         for _ in range(2):
             try:
                 shard = self._shards.get(sale) or await self._shard(sale)
@@ -401,6 +403,8 @@ class Engine:
     # -- inside -------------------------------------------------------------------------------
 
     async def _shard(self, sale: str) -> Shard:
+        if not self._started:
+            raise EngineClosed("the engine is not started, or is shutting down")
         shard = self._shards.get(sale)
         if shard is None:
             check_sale_id(sale, "sale")
@@ -443,15 +447,19 @@ class Engine:
         """The sales whose deadlines still matter."""
         names = await self.sales()
 
-        async def headers() -> list[list[bytes | None]]:
+        async def headers() -> list[Any]:
             async with self._calls.client.pipeline(transaction=False) as pipe:
                 for name in names:
                     pipe.execute_command("HMGET", shard_keys(name)[0], "state", "definition_id")
-                return await pipe.execute()
+                return await pipe.execute(raise_on_error=False)
 
         found = await self._calls.attempt(headers) if names else []
         running = []
-        for name, (state, definition_id) in zip(names, found, strict=True):
+        for name, header in zip(names, found, strict=True):
+            if isinstance(header, Exception):
+                running.append(name)  # Its own sweep fails and says so; the others go on.
+                continue
+            state, definition_id = header
             if state not in (None, b"settled", b"created"):
                 running.append(name)
             shard = self._shards.get(name)

@@ -16,7 +16,7 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,9 +30,11 @@ from seckill.errors import (
     RedisUnavailable,
     ScriptFailed,
     SeckillError,
+    ServerFull,
 )
 from seckill.redis import is_transient, refusal_of
 from seckill.scripts import FORMAT, script
+from seckill.status import Status
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -41,6 +43,7 @@ __all__ = ["Answer", "Lane"]
 
 SLOTS: Final = 2
 _COLUMNS: Final = 6
+_TOO_LATE: Final = int(Status.TOO_LATE)
 HALVE_FROM: Final = 32
 
 _log = logging.getLogger("seckill.lane")
@@ -132,8 +135,7 @@ class Lane:
             (
                 order_id,
                 buyer,
-                # The last whole millisecond of the server that ends before the caller gives up.
-                int(give_up_s * 1000 + self._offset_ms) - 1,
+                self._not_after(give_up_s),
                 cart,
                 print6,
                 attrs,
@@ -161,6 +163,7 @@ class Lane:
 
     async def _serve(self, slot: _Slot) -> None:
         waiting = self._waiting
+        batch: list[_Waiting] = []
         try:
             while True:
                 while not waiting:
@@ -178,6 +181,11 @@ class Lane:
                     await slot.drop()
                     _fail(batch, ScriptFailed(f"the answer could not be read: {error!r}"))
         finally:
+            # Only a slot that was cancelled still has something here.
+            _fail(batch, OutcomeUnknown("the engine was stopped before the answer came"))
+            if self._closing:
+                _fail(waiting, EngineClosed("the engine was stopped; the order was never sent"))
+                waiting.clear()
             await slot.drop()
 
     def _take(self) -> list[_Waiting]:
@@ -213,8 +221,14 @@ class Lane:
                     reply = await slot.exchange(connection, batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, every caller is told
                 if not isinstance(error, TimeoutError) and not is_transient(error):
+                    refusal = refusal_of(error)
+                    if isinstance(refusal, ServerFull) and len(batch) > 1:
+                        # One by one: whoever holds an order must find it on a full server, too.
+                        for order in batch:
+                            await self._decide(slot, [order])
+                        return
                     await slot.drop()
-                    _fail(batch, refusal_of(error))
+                    _fail(batch, refusal)
                     return
                 # Whatever was in this socket must not be read as the answer to the next batch.
                 await slot.drop()
@@ -222,23 +236,36 @@ class Lane:
                 await asyncio.sleep(max(0.0, min(delay_s, batch[0][7] - monotonic())))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
                 batch = _still_waiting(batch, error, sent=sent)
-            except asyncio.CancelledError:
-                _fail(batch, OutcomeUnknown("the engine was stopped before the answer came"))
-                raise
             else:
                 self.batches += 1
                 self.orders += len(batch)
                 if reply[0]:
                     self.learn_time(reply[0])
                 deadline_ms = reply[1]
+                too_late = []
                 for order, answer in zip(batch, reply[2], strict=True):
                     future = order[6]
-                    if not future.done():
+                    if future.done():
+                        continue
+                    if answer == _TOO_LATE and order[7] > monotonic():
+                        too_late.append(order)
+                    else:
                         future.set_result((answer, deadline_ms))
-                return
+                if not too_late:
+                    return
+                # Our estimate of the server's clock was wrong, and the caller still has time.
+                await asyncio.sleep(BACKOFF_MIN_S)
+                batch = [self._renewed(order) for order in too_late]
+
+    def _not_after(self, give_up_s: float) -> int:
+        # The last whole millisecond of the server that ends before the caller gives up.
+        return int(give_up_s * 1000 + (self._offset_ms or 0.0)) - 1
+
+    def _renewed(self, order: _Waiting) -> _Waiting:
+        return (*order[:2], self._not_after(order[7]), *order[3:])
 
 
-def _fail(batch: list[_Waiting], error: SeckillError) -> None:
+def _fail(batch: Iterable[_Waiting], error: SeckillError) -> None:
     for order in batch:
         if not order[6].done():
             order[6].set_exception(error)

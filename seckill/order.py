@@ -22,6 +22,7 @@ from seckill.sale import Sale
 from seckill.status import Status
 
 __all__ = [
+    "LINES_MAX",
     "NO_ATTRS",
     "QUANTITY_MAX",
     "Order",
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 QUANTITY_MAX: Final = 10_000
+LINES_MAX: Final = 50
+"""SKUs of one cart. A batch or a sweep of larger carts would hold the server up for too long."""
 NO_ATTRS: Final = "------"
 _ORDER_ID: Final = re.compile(r"[0-9a-f]{24}").fullmatch
 _DIGEST_BYTES: Final = 11
@@ -132,6 +135,10 @@ def cart_text(sale: Sale, items: Mapping[str, int]) -> str:
         raise InvalidInput("items", "is not a mapping", "pass units by SKU, as in {'MUG': 1}")
     if not items:
         raise InvalidInput("items", "the cart is empty", "name at least one SKU")
+    if len(items) > LINES_MAX:
+        raise InvalidInput(
+            "items", f"has {len(items)} SKUs", f"put at most {LINES_MAX} into one order"
+        )
     index_of = sale.sku_index
     lines: list[tuple[int, int]] = []
     for sku, quantity in items.items():

@@ -12,7 +12,7 @@ from functools import partial
 from time import monotonic
 from typing import Final, TypeVar
 
-from seckill.errors import SeckillError
+from seckill.errors import OutcomeUnknown, RedisUnavailable, SeckillError
 from seckill.status import Status
 
 __all__ = ["Reaper"]
@@ -72,6 +72,8 @@ class Reaper:
         try:
             result = await step()
         except SeckillError as error:
+            if isinstance(error, (OutcomeUnknown, RedisUnavailable)):
+                what = "anything"  # The server is away: one line for all its sales.
             if what not in self._failing:
                 _log.warning("%s is not swept: %s", what, error)
             self._failing.add(what)
@@ -79,7 +81,7 @@ class Reaper:
         except Exception:  # noqa: BLE001
             _log.exception("the sweep of %s failed and goes on", what)
             return None
-        self._failing.discard(what)
+        self._failing -= {what, "anything"}
         return result
 
     async def _sweep(self, sale: str) -> None:

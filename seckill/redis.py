@@ -9,6 +9,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final, Literal
+from urllib.parse import parse_qs, urlsplit
 
 import msgspec
 
@@ -66,6 +67,10 @@ def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> Bloc
             f"{url[:60]!r} is not a Redis URL",
             "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket",
         )
+    for option in parse_qs(urlsplit(url).query, keep_blank_values=True):
+        if option not in _URL_OPTIONS:
+            known = ", ".join(sorted(_URL_OPTIONS))
+            raise InvalidInput("url", f"{option!r} can't be set in a URL", f"write one of {known}")
     try:
         return BlockingConnectionPool.from_url(
             url,
@@ -95,9 +100,28 @@ def _as_sent(response: Any, **options: Any) -> Any:
     return response
 
 
-# Errors that redis-py has no class for, by their first word: the server is busy with a script,
-# cannot write its file, or misses its replicas. It may be itself again in a moment.
-_TRANSIENT_WORDS: Final = ("BUSY ", "MISCONF", "NOREPLICAS")
+# Errors that redis-py has no class for: the server is busy with a script, cannot write its file, or
+# misses its replicas. It may be itself again in a moment. Redis 6.2 puts an error of a command that a
+# script called behind words of its own: "ERR Error running script … -READONLY …".
+_TRANSIENT_WORDS: Final = re.compile(
+    r"^(BUSY|MISCONF|NOREPLICAS) |^.{0,200}-(MISCONF|NOREPLICAS|READONLY|MASTERDOWN) "
+)
+# What a URL may say beyond the address; everything else about a connection is the engine's to say.
+_URL_OPTIONS: Final = frozenset(
+    {
+        "client_name",
+        "db",
+        "password",
+        "ssl_ca_certs",
+        "ssl_ca_path",
+        "ssl_cert_reqs",
+        "ssl_certfile",
+        "ssl_check_hostname",
+        "ssl_keyfile",
+        "ssl_password",
+        "username",
+    }
+)
 
 
 def is_transient(error: Exception) -> bool:
@@ -118,7 +142,7 @@ def is_transient(error: Exception) -> bool:
     )
     if isinstance(error, (*known, OSError, EOFError)):
         return True
-    return str(error).startswith(_TRANSIENT_WORDS)
+    return _TRANSIENT_WORDS.match(str(error)) is not None
 
 
 def never_connected(error: Exception) -> bool:
@@ -130,6 +154,8 @@ def never_connected(error: Exception) -> bool:
 
 def refusal_of(error: Exception) -> SeckillError:
     """Our exception for an error reply that no retry will change."""
+    if isinstance(error, SeckillError):
+        return error
     text = str(error)
     if "OOM" in text[:40] or "maxmemory" in text:
         return ServerFull("Redis is at maxmemory and took nothing; raise maxmemory, then retry")

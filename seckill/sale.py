@@ -255,7 +255,8 @@ def check_sku(value: object, field: str) -> str:
 def check_buyer(value: object, field: str) -> str:
     """A buyer id: the mall's own opaque id, never an openid or a phone number."""
     if isinstance(value, str) and _OPAQUE(value):
-        return value
+        # A subclass of str, such as a template engine's safe string, can't be packed.
+        return value if type(value) is str else str.__str__(value)
     raise _refusal(field, value, _OPAQUE, 64, _OPAQUE_RULE)
 
 
@@ -267,6 +268,7 @@ def check_attrs(value: object, field: str) -> str:
     """Opaque text that travels in the event: at most 512 bytes of UTF-8, may be empty."""
     # Text of more than 512 characters never fits, so a huge one is never encoded.
     if isinstance(value, str) and len(value) <= ATTRS_BYTES_MAX:
+        value = value if type(value) is str else str.__str__(value)
         if value.isascii():
             return value
         try:

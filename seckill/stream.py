@@ -156,13 +156,17 @@ async def consume(
         except ResponseError as error:
             if not str(error).startswith("BUSYGROUP"):
                 raise
+    cursor: Any = "0-0"
     while True:
         # Not redis-py's own timeout: that writes under asyncio.wait_for, which before Python 3.12
         # can lose a cancellation, and a consumer that was told to stop would go on.
         async with asyncio.timeout(PATIENCE_S):
             claimed: Any = await client.execute_command(
-                "XAUTOCLAIM", key, group, consumer, reclaim_ms, "0", "COUNT", count
+                "XAUTOCLAIM", key, group, consumer, reclaim_ms, cursor, "COUNT", count
             )
+        # Redis looks at a few entries at a time, so what the dead have left may lie behind what the
+        # living hold: go on where it stopped, round and round.
+        cursor = claimed[0]
         # An entry that was deleted meanwhile comes without fields.
         entries = [entry for entry in claimed[1] if entry and entry[1]]
         if not entries:
@@ -172,7 +176,7 @@ async def consume(
                 reply: Any = await client.execute_command("XREADGROUP", *words)
             entries = reply[0][1] if reply else []
         if not entries:
-            if follow:
+            if follow or cursor != b"0-0":
                 continue
             return
         yield [

@@ -17,6 +17,7 @@ not there. At the end the replayed stock, orders and limits must be what Redis h
 
 from __future__ import annotations
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,7 @@ import msgspec
 from seckill.errors import UnknownSale
 from seckill.keys import shard_keys
 from seckill.order import Order, State
+from seckill.redis import our_errors
 from seckill.sale import Sale
 from seckill.stream import Event, EventKind
 
@@ -35,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Replay", "Verdict", "Violation", "verify"]
 
 VIOLATIONS_MAX: Final = 100
+PATIENCE_S: Final = 600.0
 
 
 class Violation(msgspec.Struct, frozen=True):
@@ -298,10 +301,22 @@ async def verify(
     May run while the sale sells: the end is then compared as of the moment of one read of all keys.
     ``progress`` gets the number of events replayed now and then. Raises UnknownSale.
     """
+    async with asyncio.timeout(PATIENCE_S):
+        with our_errors():
+            return await _verify(engine, sale, progress)
+
+
+async def _verify(engine: Engine, sale: str, progress: Callable[[int], None] | None) -> Verdict:
     definition = await engine.sale(sale)
-    replay = Replay(definition)
     state = await _read_state(engine, definition)
+    replay = Replay(definition)
     async for event in engine.history(sale, through_seq=state.seq):
+        if event.seq == 1 and event.kind is EventKind.SALE_CREATED:
+            # By the definition that was published, not by what the sale's hash says today.
+            created = Sale.from_definition(event.detail.encode())
+            replay = Replay(created)
+            if created != definition:
+                replay._broken(event, "definition", "the sale's hash holds another definition")
         replay.feed(event)
         if progress and event.seq % 1_000 == 0:
             progress(event.seq)

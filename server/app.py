@@ -34,7 +34,7 @@ def create_app(engine: Engine) -> web.Application:
 
 async def _running(app: web.Application) -> AsyncIterator[None]:
     engine = app[ENGINE]
-    if engine.facts is not None:
+    if engine.started:
         yield
         return
     async with engine:

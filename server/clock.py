@@ -1,13 +1,13 @@
-"""The clock that sales go by, for countdowns: Redis's, as snapshots of sales tell it."""
+"""The clock that sales go by, for countdowns: Redis's."""
 
 from __future__ import annotations
 
 import asyncio
-from time import monotonic, time
+from time import monotonic
 from typing import Final
 
 from seckill.engine import Engine
-from seckill.errors import RedisUnavailable, UnknownSale
+from seckill.errors import RedisUnavailable
 
 from .wire import TimeDocument
 
@@ -25,7 +25,6 @@ class Clock:
         self._asking: asyncio.Task[None] | None = None
         self._fresh_until_s = 0.0
         self._ahead_ms = 0.0
-        self._told = False
 
     async def read(self) -> TimeDocument:
         """The time now. Raises SeckillError when Redis does not tell it."""
@@ -35,27 +34,16 @@ class Clock:
                 self._asking.add_done_callback(self._asked)
             # Shielded, because the others who wait for the same answer outlive this caller.
             await asyncio.shield(self._asking)
-        now_ms = int(monotonic() * 1000 + self._ahead_ms)
-        return TimeDocument(now_ms, "sales" if self._told else "intake")
+        return TimeDocument(int(monotonic() * 1000 + self._ahead_ms))
 
     async def _ask(self) -> None:
         try:
             async with asyncio.timeout(ASK_S):
-                now_ms = await self._sale_ms()
+                now_ms = await self._engine.now_ms()
         except TimeoutError:
             raise RedisUnavailable("no answer in time") from None
-        self._told = now_ms is not None
-        self._ahead_ms = (time() * 1000 if now_ms is None else now_ms) - monotonic() * 1000
+        self._ahead_ms = now_ms - monotonic() * 1000
         self._fresh_until_s = monotonic() + FRESH_S
-
-    async def _sale_ms(self) -> int | None:
-        for sale in await self._engine.sales():
-            try:
-                return (await self._engine.snapshot(sale)).at_ms
-            except UnknownSale:
-                # The list may name a sale whose creation was cut short.
-                continue
-        return None
 
     def _asked(self, task: asyncio.Task[None]) -> None:
         self._asking = None

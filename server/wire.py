@@ -148,11 +148,9 @@ class SalesDocument(msgspec.Struct, frozen=True):
 
 
 class TimeDocument(msgspec.Struct, frozen=True):
-    """``source`` is "sales" when this is the clock that sales go by, "intake" when there is no sale
-    yet and it is only ours."""
+    """The clock that sales go by."""
 
     now_ms: int
-    source: Literal["sales", "intake"]
 
 
 class HealthDocument(msgspec.Struct, frozen=True):

@@ -40,10 +40,11 @@ end
 
 -- Sets sale.now_ms: Redis TIME, never before the last time this sale has seen. A step forward of
 -- more than clock_jump_ms while units are held sets sale.jumped instead and keeps the old time, so
--- that a wrong clock (or a long outage) cannot expire every hold at once.
+-- that a wrong clock (or a long outage) cannot expire every hold at once. sale.raw_ms is TIME itself.
 local function read_clock(sale)
   local time = redis.call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+  sale.raw_ms = now_ms
   if now_ms < sale.last_ms then now_ms = sale.last_ms end
   sale.wall_ms = now_ms
   if sale.last_ms > 0 and now_ms - sale.last_ms > sale.clock_jump_ms and units_held() > 0 then

@@ -161,7 +161,8 @@ def on_engine(
 ) -> Callable[..., None]:
     """A command that opens an engine, runs ``command(engine, out, …)`` and exits with its answer.
 
-    ``new_data`` is for a command that may begin a data directory. The engine does not sweep: a command that lives for a moment has no part in the deadlines.
+    ``new_data`` is for a command that may begin a data directory. The engine does not sweep: a
+    command that lives for a moment has no part in the deadlines.
     """
 
     def run(*, redis: str | None, embedded: Path | None, json: bool, **given: Any) -> None:

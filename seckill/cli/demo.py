@@ -28,7 +28,7 @@ from seckill.cli.demo_report import Report, ScriptTime, make_report, read_story
 from seckill.cli.demo_sale import demo_sale
 from seckill.cli.demo_screen import Screen
 from seckill.cli.demo_stage import START_S, Child, DemoFailed, child
-from seckill.cli.output import complain
+from seckill.cli.output import Stopped, complain
 from seckill.cli.verify import violation_text
 from seckill.engine import Engine
 from seckill.errors import MissingExtra
@@ -47,6 +47,8 @@ QUIET_S: Final = 0.6
 STILL_S: Final = 3.0
 PEAK_WINDOW_S: Final = 1.0
 
+_UNCHECKED: Final = "stopped; nothing was checked"
+
 
 def demo(
     buyers: Annotated[
@@ -61,8 +63,10 @@ def demo(
     screen = Screen(json=json)
     try:
         report = asyncio.run(_perform(buyers, screen))
+    except KeyboardInterrupt:
+        raise Stopped(_UNCHECKED, code=128 + signal.SIGINT) from None
     except asyncio.CancelledError:
-        raise typer.Exit(128 + signal.SIGTERM) from None
+        raise Stopped(_UNCHECKED, code=128 + signal.SIGTERM) from None
     screen.final(report)
     if not report.ok:
         raise typer.Exit(complain(violation_text(report.violations[0]), code=1))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 
 import msgspec
@@ -51,7 +52,9 @@ class ScriptTime(msgspec.Struct, frozen=True):
 
 
 class Report(msgspec.Struct, frozen=True, kw_only=True):
-    """Everything the last screen shows."""
+    """Everything the last screen shows. ``accepted_became`` counts the accepted orders by the state
+    they ended in; ``expired`` counts expiries, after some of which late money bought the order.
+    """
 
     ok: bool
     violations: tuple[Violation, ...]
@@ -62,6 +65,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     buyers: int
     skus: list[SkuReport]
     accepted: int
+    accepted_became: dict[str, int]
     refused: dict[str, int]
     paid: int
     paid_late: int
@@ -90,6 +94,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     events: int
     orders_in_stream: int
     seconds: float
+    cores: int
 
 
 async def read_story(engine: Engine, sale: str, opens_ms: int, total: int) -> Story:
@@ -160,6 +165,7 @@ def make_report(
         buyers=books.buyers,
         skus=skus,
         accepted=story.kinds[EventKind.HELD],
+        accepted_became=dict(Counter(order.state.value for order in story.orders.values())),
         refused=dict(Counter(books.refused).most_common()),
         paid=len(paid),
         paid_late=story.late,
@@ -188,6 +194,7 @@ def make_report(
         events=verdict.events,
         orders_in_stream=verdict.orders,
         seconds=round(seconds, 1),
+        cores=os.cpu_count() or 1,
     )
 
 

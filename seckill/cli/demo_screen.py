@@ -31,6 +31,8 @@ BAR: Final = 22
 LABEL: Final = 11
 WIDE: Final = 100
 
+_BECAME: Final = {"confirmed": "paid", "expired": "expired", "released": "given up"}
+
 
 class Screen:
     """The demo's output. A context manager around the live part."""
@@ -110,7 +112,7 @@ class Screen:
         rows = [
             ("buyers", [f"{progress.arrived:,} of {buyers:,}"]),
             ("orders", [f"{progress.accepted:,} accepted", f"{progress.paid:,} payments"]),
-            ("answers", [f"{progress.decided:,}", f"{rate:,.0f} orders/s", *now]),
+            ("answers", [f"{progress.decided:,} order requests", f"{rate:,.0f}/s", *now]),
             ("refused", _counts(refused) or ["none yet"]),
         ]
         facts = _facts(rows, width)
@@ -119,7 +121,8 @@ class Screen:
 
 
 def _clock(snapshot: Snapshot) -> str:
-    seconds = (snapshot.at_ms - snapshot.opens_ms) / 1000
+    # Before the opening nothing sells, so the sale's own time stands at nought.
+    seconds = max(0, snapshot.at_ms - snapshot.opens_ms) / 1000
     return f"{seconds:+.1f} s"
 
 
@@ -178,14 +181,14 @@ def _final(report: Report, width: int) -> list[RenderableType]:
 def _lines(report: Report) -> list[tuple[str, list[str]]]:
     mischief, gone = report.mischief, report.all_taken_after_ms
     lines = [
-        ("accepted", [f"{report.accepted:,} orders"]),
+        ("accepted", [_sum(report)]),
         ("refused", _counts(list(report.refused.items())) or ["nobody"]),
         ("paid", [f"{report.paid:,} orders", yuan(report.amount_fen)]),
         (
             "came back",
             _counts(
                 [
-                    ("expired", report.expired),
+                    ("expiries", report.expired),
                     ("given up", report.released),
                     ("never claimed", report.unclaimed),
                     ("units resold", report.units_resold),
@@ -217,9 +220,10 @@ def _lines(report: Report) -> list[tuple[str, list[str]]]:
         (
             "orders/s",
             [
-                f"{report.decided_per_s_peak:,.0f} in the best second",
+                f"{report.decided_per_s_peak:,.0f} order requests answered in the best second",
                 f"{report.decided_per_s:,.0f} over {report.load_seconds:.1f} s",
-                f"{report.requests:,} requests, {report.requests_per_s:,.0f}/s",
+                f"{report.requests:,} requests of all kinds, {report.requests_per_s:,.0f}/s",
+                f"load, intake and server share this machine's {report.cores} cores",
             ],
         ),
         (
@@ -245,6 +249,17 @@ def _lines(report: Report) -> list[tuple[str, list[str]]]:
         asked = [*report.retried.items(), ("never answered", report.unanswered)]
         lines.append(("asked again", _counts(asked)))
     return lines
+
+
+def _sum(report: Report) -> str:
+    """The accepted orders, and what became of them: an order paid late counts as paid only."""
+    became = dict.fromkeys(_BECAME, 0) | report.accepted_became
+    parts = [
+        f"{count:,} {_BECAME.get(state, state)}"
+        for state, count in became.items()
+        if count or state in _BECAME
+    ]
+    return f"{report.accepted:,} orders = {' + '.join(parts)}"
 
 
 def _verdict(report: Report) -> Text:

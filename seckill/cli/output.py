@@ -35,7 +35,7 @@ PIPE_COLUMNS = 120
 
 
 class Stopped(Exception):
-    """A signal has ended a command that has something to say about it; ``code`` is its exit code."""
+    """A signal has ended a command that has a word to say about it; ``code`` is its exit code."""
 
     def __init__(self, text: str, *, code: int) -> None:
         self.code = code
@@ -109,7 +109,12 @@ class Output:
         return self.verdict(outcome.status, what, outcome_data(outcome), said=said)
 
     def verdict(
-        self, status: Status, what: str, data: Any, *shown: RenderableType, said: str = ""
+        self,
+        status: Status,
+        what: str,
+        data: dict[str, Any],
+        *shown: RenderableType,
+        said: str = "",
     ) -> int:
         """The same for an answer that is no Outcome; ``said`` stands for the status's meaning.
 
@@ -118,6 +123,7 @@ class Output:
         if status is Status.UNKNOWN_SALE:
             said = "no such sale on this server; create it first (seckill sale list)"
         said = said or status.meaning
+        data = data | {"meaning": said}
         if self.json or status.ok:
             self.answer(data, Text.assemble(("✓ ", "green"), f"{what}: {said}"), *shown)
             return 0 if status.ok else 1

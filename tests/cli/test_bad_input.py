@@ -39,6 +39,9 @@ def test_broken_file(seckill: Seckill, sale_file: SaleFile) -> None:
         ("order", "show", "nope", "00" + "a" * 22),
         ("order", "release", "nope", "00" + "a" * 22),
         ("sale", "open", "nope"),
+        ("sale", "pause", "nope"),
+        ("sale", "resume", "nope"),
+        ("sale", "close", "nope"),
         ("inspect", "nope"),
         ("verify", "nope"),
     ],
@@ -47,6 +50,7 @@ def test_unknown_sale(seckill: Seckill, args: tuple[str, ...]) -> None:
     done = seckill(*args)
     assert (done.code, done.out) == (1, "")
     assert "no sale 'nope'" in done.err or "no such sale" in done.err
+    assert "seckill sale list" in done.err
     assert done.err.count("\n") == 1
 
 
@@ -64,7 +68,8 @@ def test_bad_sale_id(seckill: Seckill) -> None:
         (("--redis", "redis://[bold]"), 2, "url"),
         (("--redis", "redis://127.0.0.1:1", "--embedded", "d"), 2, "give one of the two"),
         (("--redis", "redis://127.0.0.1:1"), 1, "no Redis answers there"),
-        (("--embedded", "/proc/nowhere"), 1, "cannot be used as a data directory"),
+        (("--embedded", "/proc/nowhere"), 2, "--embedded: /proc/nowhere does not exist"),
+        (("--embedded", "/proc"), 2, "--embedded: /proc holds no server's data"),
         (("--redis", "redis://127.0.0.1:1", "--durability", "maybe"), 2, "maybe"),
     ],
 )
@@ -81,14 +86,27 @@ def test_unsuitable_server(server: EmbeddedServer, tmp_path: Path) -> None:
     assert "appendfsync is 'no'" in done.err
 
 
-def test_environment_and_options(tmp_path: Path) -> None:
+def test_only_a_first_sale_makes_a_data_directory(sale_file: SaleFile, tmp_path: Path) -> None:
+    wrong = run_seckill("sale", "list", cwd=tmp_path, SECKILL_DATA="data")
+    assert (wrong.code, wrong.out) == (2, "")
+    assert f"SECKILL_DATA: {tmp_path / 'data'} does not exist, and no server runs" in wrong.err
+    assert "seckill serve or seckill sale create" in wrong.err
+    assert not (tmp_path / "data").exists()
+    _, path = sale_file()
+    unusable = run_seckill("sale", "create", str(path), "--embedded", "/proc/no", cwd=tmp_path)
+    assert unusable.code == 1
+    assert "/proc/no cannot be used as a data directory" in unusable.err
+
+
+def test_environment_and_options(sale_file: SaleFile, tmp_path: Path) -> None:
     data = str(tmp_path / "data")
-    assert run_seckill("sale", "list", cwd=tmp_path, SECKILL_DATA=data).code == 0
+    sale, path = sale_file()
+    assert run_seckill("sale", "create", str(path), cwd=tmp_path, SECKILL_DATA=data).code == 0
     # An option beats the environment.
     here = run_seckill(
         "sale", "list", "--embedded", data, cwd=tmp_path, SECKILL_REDIS="redis://x:1"
     )
-    assert (here.code, "no sales" in here.out) == (0, True)
+    assert (here.code, sale in here.out) == (0, True)
 
 
 @pytest.mark.parametrize("args", [("sale", "sell"), ("order", "show", "s"), ("--nope",)])
@@ -123,6 +141,22 @@ def test_missing_extra(module: str, args: list[str]) -> None:
     assert done.stderr == (
         f"seckill: '{module}' is not installed; install the extra: pip install 'seckill[cli]'\n"
     )
+
+
+@pytest.mark.parametrize("module", ["typer", "aiohttp", "seckill.cli.app", "seckill.embedded"])
+def test_ctrl_c_while_it_is_loading(module: str) -> None:
+    code = (
+        "import sys\n"
+        "class Impatient:\n"
+        "    def find_spec(self, name, *_):\n"
+        f"        if name == {module!r}: raise KeyboardInterrupt\n"
+        "sys.meta_path.insert(0, Impatient()); sys.argv[1:] = ['serve', '--redis', 'redis://x:1']\n"
+        "from seckill.cli import main; sys.exit(main())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "seckill: interrupted\n")
 
 
 @pytest.mark.parametrize("command", ["demo", "serve"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import signal
@@ -12,12 +13,15 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
+from rich.console import Console
 
 from seckill.cli.demo_check import check_books, plainest_first
 from seckill.cli.demo_messages import Books, Mischief, Receipt
-from seckill.cli.demo_report import Story
+from seckill.cli.demo_report import Report, Story
 from seckill.cli.demo_sale import demo_sale, example_file
+from seckill.cli.demo_screen import _clock, _final
 from seckill.order import Order, State
 from seckill.snapshot import Snapshot, Stock
 from seckill.verify import Violation
@@ -65,6 +69,16 @@ def test_demo_passes(tmp_path: Path) -> None:
     assert report["refunds_due"] > 0
     assert {"sold_out", "conflict", "sku_limit", "order_limit"} <= set(report["refused"])
     assert report["orders_in_stream"] == report["accepted"]
+    assert sum(report["accepted_became"].values()) == report["accepted"]
+    assert report["accepted_became"]["confirmed"] == report["paid"]
+    assert report["accepted_became"]["expired"] == report["expired"] - report["paid_late"]
+    screen = Console(file=io.StringIO(), width=100)
+    for part in _final(msgspec.convert(report, Report), width=100):
+        screen.print(part)
+    shown = screen.file.getvalue()  # type: ignore[attr-defined]
+    assert f"{report['accepted']:,} orders = {report['paid']:,} paid + " in shown
+    assert "order requests answered in the best second" in shown
+    assert "load, intake and server share this machine's" in shown
     assert 0 < report["p50_ms"] <= report["p99_ms"]
     assert report["script_micros_per_decided"] > 0
     assert list(tmp_path.glob("seckill-demo-*")) == []
@@ -105,8 +119,13 @@ def test_demo_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     time.sleep(2)
     process.send_signal(number)
     _, err = process.communicate(timeout=20)
-    assert (process.returncode, err) == (128 + number, "")
+    assert (process.returncode, err) == (128 + number, "seckill: stopped; nothing was checked\n")
     assert list(tmp_path.glob("seckill-demo-*")) == []
+
+
+def test_the_clock_waits_for_the_opening() -> None:
+    for at_ms, shown in ((0, "+0.0 s"), (1_000, "+0.0 s"), (2_500, "+1.5 s")):
+        assert _clock(msgspec.structs.replace(snapshot(), at_ms=at_ms, opens_ms=1_000)) == shown
 
 
 def test_the_example_is_found() -> None:

@@ -93,7 +93,7 @@ async def test_verify(seckill: Seckill, engine: Engine, open_sale: MakeSale) -> 
     await held(engine, sale)
     done = seckill("verify", sale.id)
     assert done.code == 0
-    assert "no violation in 3 events, 1 orders" in done.out
+    assert "no violation in 3 events, 1 order\n" in done.out
     assert seckill("verify", sale.id, "--json").data["ok"] is True
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -51,7 +53,50 @@ def test_create_and_open_in_one(seckill: Seckill, sale_file: SaleFile) -> None:
     other = seckill("sale", "create", str(path), "--open", "--json")
     assert other.code == 1
     assert other.data["status"] == "conflict"
+    said = seckill("sale", "create", str(path)).err
+    assert said.startswith(f"seckill: sale {sale}: exists with another definition, and ")
+    assert "seckill stock add); choose another id (conflict)" in said
     assert seckill("sale", "show", sale, "--json").data["snapshot"]["stock"]["phone"]["total"] == 20
+
+
+def test_create_and_open_now(seckill: Seckill, sale_file: SaleFile) -> None:
+    sale, path = sale_file("2099-12-31T18:30:00+08:00")  # It lasts 90 minutes.
+    done = seckill("sale", "create", str(path), "--open", "--now", "--json")
+    assert (done.code, done.data["status"]) == (0, "done")
+    data = seckill("sale", "show", sale, "--json").data
+    assert data["phase"] == "selling"
+    assert abs(data["definition"]["opens_ms"] - time.time() * 1000) < 60_000
+    assert data["definition"]["ends_ms"] - data["definition"]["opens_ms"] == 5_400_000
+    window = ("opens_ms", "ends_ms")
+    assert [done.data[name] for name in window] == [data["definition"][name] for name in window]
+    _, path = sale_file("2099-12-31T18:30:00+08:00")
+    shown = seckill("sale", "create", str(path), "--open", "--now").out
+    assert re.search(
+        r"opened: done\nopens  20\d\d-.*  00:00 ago\nends   20.*  in 01:30:00\n", shown
+    )
+
+
+def test_a_sale_that_has_ended_opens_with_a_warning(seckill: Seckill, sale_file: SaleFile) -> None:
+    sale, path = sale_file("2020-01-01T20:00:00+08:00")
+    path.write_text(path.read_text("utf-8").replace("2099-12-31", "2020-01-02"), "utf-8")
+    done = seckill("sale", "create", str(path), "--open", "--json")
+    assert (done.code, done.data["status"]) == (0, "done")
+    assert done.err == (
+        f"seckill: warning: sale {sale} ended at 2020-01-02 20:00:00 +08:00, so it sells nothing\n"
+    )
+
+
+def test_what_is_so_already_is_said_plainly(seckill: Seckill, sale_file: SaleFile) -> None:
+    sale, path = sale_file()
+    seckill("sale", "create", str(path), "--open")
+    for verb, state in (("open", "open"), ("resume", "open"), ("pause", "paused")):
+        if verb == "pause":
+            seckill("sale", "pause", sale)
+        said = f"sale {sale}: {verb}: it is {state} already"
+        assert seckill("sale", verb, sale).out == f"✓ {said}\n"
+    seckill("sale", "close", sale)
+    again = seckill("sale", "close", sale, "--json").data
+    assert (again["status"], again["meaning"]) == ("already", "it is closed already")
 
 
 def test_show_tells_local_time_and_keeps_brackets(seckill: Seckill, sale_file: SaleFile) -> None:

@@ -102,7 +102,10 @@ def test_port_in_use(server: EmbeddedServer, tmp_path: Path) -> None:
         options = ("--redis", server.url, "--durability", "memory", "--port", port)
         done = run_seckill("serve", *options, cwd=tmp_path)
     assert (done.code, done.out) == (1, "")
-    assert done.err == f"seckill: cannot listen on 127.0.0.1:{port}: Address already in use\n"
+    assert done.err == (
+        f"seckill: cannot listen on 127.0.0.1:{port}: Address already in use; "
+        "choose another port with --port N (0 takes a free one)\n"
+    )
 
 
 def test_bad_addresses(server: EmbeddedServer, tmp_path: Path) -> None:

@@ -288,6 +288,20 @@ BAD_CSV: dict[str, tuple[str | bytes, int | None, str, str, str]] = {
         3,
         "price_fen",
         "'1,299'",
+        "prices are in fen: write 1299 (¥12.99), without the comma",
+    ),
+    "price-with-thousands-in-full-width": (
+        row(price_fen="299，900"),
+        3,
+        "price_fen",
+        "'299，900'",
+        "prices are in fen: write 299900 (¥2,999.00), without the comma",
+    ),
+    "price-with-thousands-and-sign": (
+        row(price_fen='"¥1,299"'),
+        3,
+        "price_fen",
+        "'¥1,299'",
         "write 129900 for 1299.00 yuan",
     ),
     "price-with-three-decimals": (

@@ -5,18 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from typing import Any
 
-import msgspec
 import pytest
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import SALES
-from seckill.snapshot import Snapshot
 from tests.support import HOUR_MS, async_client, make_item, make_sale, travel
-from tests.web.intake import Intake, intake_on
+from tests.web.intake import Intake
 
 
 async def test_a_sale_as_a_buyer_sees_it(intake: Intake) -> None:
@@ -116,38 +112,27 @@ async def test_the_clock_is_the_sales(intake: Intake, monkeypatch: pytest.Monkey
     await intake.open_sale()
     asked = 0
 
-    async def snapshot(engine: Engine, sale: str) -> Snapshot:
+    async def now_ms(engine: Engine) -> int:
         nonlocal asked
         asked += 1
-        return await real(engine, sale)
+        return await real(engine)
 
-    real = Engine.snapshot
-    monkeypatch.setattr(Engine, "snapshot", snapshot)
+    real = Engine.now_ms
+    monkeypatch.setattr(Engine, "now_ms", now_ms)
     answers = await asyncio.gather(*(intake.get("/v1/time") for _ in range(20)))
     assert asked == 1
     for answer in answers:
-        assert answer.json["source"] == "sales"
         assert abs(answer.json["now_ms"] - time.time() * 1000) < 2_000
     # A second later it asks again, and follows a clock that is not ours.
     monkeypatch.setattr("seckill.server.clock.FRESH_S", 0.0)
 
-    async def ahead(engine: Engine, sale: str) -> Any:
-        now = await real(engine, sale)
-        return msgspec.structs.replace(now, at_ms=now.at_ms + HOUR_MS)
+    async def ahead(engine: Engine) -> int:
+        return await real(engine) + HOUR_MS
 
-    monkeypatch.setattr(Engine, "snapshot", ahead)
+    monkeypatch.setattr(Engine, "now_ms", ahead)
     await asyncio.sleep(1.01)
     answer = await intake.get("/v1/time")
     assert abs(answer.json["now_ms"] - time.time() * 1000 - HOUR_MS) < 2_000
-
-
-async def test_without_a_sale_the_clock_says_that_it_is_ours(tmp_path: Path) -> None:
-    with EmbeddedServer(tmp_path, appendfsync="no") as server:
-        async with intake_on(server.url) as intake:
-            answer = await intake.get("/v1/time")
-            assert answer.json["source"] == "intake"
-            assert abs(answer.json["now_ms"] - time.time() * 1000) < 2_000
-            assert (await intake.get("/v1/sales")).json == {"sales": [], "after": None}
 
 
 async def test_health(intake: Intake) -> None:

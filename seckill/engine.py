@@ -21,7 +21,15 @@ from seckill.errors import EngineClosed, InvalidInput, UnknownSale
 from seckill.keys import SALES, shard_keys
 from seckill.order import Order, Outcome
 from seckill.reaper import Reaper
-from seckill.sale import Sale, check_attrs, check_buyer, check_key, check_payment, check_sale_id
+from seckill.sale import (
+    Sale,
+    check_attrs,
+    check_buyer,
+    check_key,
+    check_payment,
+    check_sale_id,
+    show,
+)
 from seckill.shard import LaneOptions, Shard
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
@@ -80,7 +88,7 @@ class Engine:
             ("sweep_ms", sweep_ms, 0, 60_000),
         ):
             if type(value) is not int or not low <= value <= high:
-                raise InvalidInput(name, f"{value!r} is out of range", f"pass {low} to {high}")
+                raise InvalidInput(name, f"{show(value)} is out of range", f"pass {low} to {high}")
         if durability not in ("aof", "memory"):
             raise InvalidInput("durability", f"{durability!r} is unknown", 'pass "aof" or "memory"')
         self.url = url
@@ -168,13 +176,15 @@ class Engine:
         client = self._calls.client
         # First into the list: a listed sale that does not exist is harmless, the reverse is not.
         await self._calls.attempt(lambda: client.sadd(SALES, sale.id))
+        # Asked now, because the server may have been restarted since we connected.
+        server = await self._calls.attempt(lambda: client.info("server"))
         items = [part for item in sale.items for part in (item.total, item.limit_per_buyer)]
         reply = await self._calls.run(
             "create",
             shard_keys(sale.id),
             sale.definition_id,
             sale.definition(),
-            self.facts.run_id if self.facts else "",
+            server["run_id"],
             sale.opens_ms,
             sale.ends_ms,
             sale.hold_ms,
@@ -242,7 +252,9 @@ class Engine:
         """
         check_key(key, "key")
         if type(units) is not int or units == 0 or abs(units) > 10**9:
-            raise InvalidInput("units", f"{units!r} is not a change", "pass a whole number, not 0")
+            raise InvalidInput(
+                "units", f"{show(units)} is not a change", "pass a whole number, not 0"
+            )
         try:
             shard = await self._shard(sale)
         except UnknownSale:
@@ -329,6 +341,9 @@ class Engine:
         UNKNOWN_SALE.
         """
         check_payment(refund, "refund")
+        for name, choice in (("return_units", return_units), ("return_limit", return_limit)):
+            if choice is not True and choice is not False:
+                raise InvalidInput(name, f"is {show(choice)}", "pass True or False")
         return await self._on_order(
             "refund", sale, order, refund, int(return_units), int(return_limit)
         )
@@ -338,6 +353,7 @@ class Engine:
 
         Raises UnknownSale.
         """
+        buyer = _buyer(buyer)
         shard = await self._shard(sale)
         orders.order_id_shard(order)
         record = await self._calls.attempt(lambda: self._calls.client.hget(shard.keys[3], order))
@@ -368,7 +384,7 @@ class Engine:
         """
         check_key(group, "group")
         if type(count) is not int or not 1 <= count <= 1_000:
-            raise InvalidInput("count", f"{count!r} is not a batch size", "pass 1 to 1000")
+            raise InvalidInput("count", f"{show(count)} is not a batch size", "pass 1 to 1000")
         shard = await self._shard(sale)
         block_ms = 1_000
         # A read that blocks needs a connection of its own.
@@ -470,7 +486,8 @@ class Engine:
 
 
 def _buyer(buyer: str) -> str:
-    return check_buyer(buyer, "buyer") if buyer else ""
+    # Nothing else that is empty: None from a session that has ended must not become the backend.
+    return buyer if buyer == "" else check_buyer(buyer, "buyer")
 
 
 def _new_order(

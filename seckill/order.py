@@ -18,7 +18,7 @@ from typing import Final
 import msgspec
 
 from seckill.errors import InvalidInput
-from seckill.sale import Sale
+from seckill.sale import Sale, show
 from seckill.status import Status
 
 __all__ = [
@@ -113,7 +113,7 @@ def order_id_shard(value: object) -> int:
     """The shard an order id names. Raises InvalidInput for what can't be an order id."""
     if not isinstance(value, str) or not _ORDER_ID(value):
         raise InvalidInput(
-            "order", f"{str(value)[:40]!r} is not an order id", "pass the id that reserve returned"
+            "order", f"{show(value)} is not an order id", "pass the id that reserve returned"
         )
     return int(value[:2], 16)
 
@@ -145,7 +145,7 @@ def cart_text(sale: Sale, items: Mapping[str, int]) -> str:
         if type(quantity) is not int or not 0 < quantity <= QUANTITY_MAX:
             raise InvalidInput(
                 f"items[{sku!r}]",
-                f"{quantity!r} is not a quantity",
+                f"{show(quantity)} is not a quantity",
                 f"pass a whole number from 1 to {QUANTITY_MAX}",
             )
         lines.append((index_of.get(sku, _UNKNOWN_INDEX), quantity))

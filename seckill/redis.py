@@ -61,13 +61,18 @@ def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> Bloc
     from redis.asyncio.retry import Retry
     from redis.backoff import NoBackoff
 
-    if not re.match(r"(rediss?|unix)://", url):
+    if not re.match(r"(rediss?|unix)://", str(url)):
         raise InvalidInput(
             "url",
-            f"{url[:60]!r} is not a Redis URL",
+            f"{str(url)[:60]!r} is not a Redis URL",
             "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket",
         )
-    for option in parse_qs(urlsplit(url).query, keep_blank_values=True):
+    parts = urlsplit(url)
+    if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
+        raise InvalidInput(
+            "url", f"{parts.path[:40]!r} is not a database", "write a number, as in /0"
+        )
+    for option in parse_qs(parts.query, keep_blank_values=True):
         if option not in _URL_OPTIONS:
             known = ", ".join(sorted(_URL_OPTIONS))
             raise InvalidInput("url", f"{option!r} can't be set in a URL", f"write one of {known}")
@@ -101,8 +106,8 @@ def _as_sent(response: Any, **options: Any) -> Any:
 
 
 # Errors that redis-py has no class for: the server is busy with a script, cannot write its file, or
-# misses its replicas. It may be itself again in a moment. Redis 6.2 puts an error of a command that a
-# script called behind words of its own: "ERR Error running script … -READONLY …".
+# misses its replicas. It may be itself again in a moment. Redis 6.2 puts what a command inside a
+# script answered behind words of its own: "ERR Error running script … -READONLY …".
 _TRANSIENT_WORDS: Final = re.compile(
     r"^(BUSY|MISCONF|NOREPLICAS) |^.{0,200}-(MISCONF|NOREPLICAS|READONLY|MASTERDOWN) "
 )
@@ -197,6 +202,8 @@ async def check_server(
         raise UnsuitableServer(
             f"this server is Redis {version}; use Redis 6.2 or later, or any Valkey"
         )
+    if info.get("cluster_enabled"):
+        raise UnsuitableServer("this server is part of a cluster, which is not supported yet")
     if info.get("role") not in (None, "master"):
         raise UnsuitableServer(
             f"this server is a {info['role']}; connect to the master"

@@ -220,13 +220,13 @@ _DEFINITION_NAMES: Final = {"opens_at": "opens_ms", "ends_at": "ends_ms"}
 def build_items(tables: object) -> tuple[Item, ...]:
     """Items from plain dicts, as JSON and TOML give them. Raises InvalidInput."""
     if not isinstance(tables, list):
-        raise InvalidInput("items", f"is {_show(tables)}, not a list", "write a list of items")
+        raise InvalidInput("items", f"is {show(tables)}, not a list", "write a list of items")
     return tuple(_build_item(table, f"items[{index}]") for index, table in enumerate(tables))
 
 
 def _build_item(table: object, at: str) -> Item:
     if not isinstance(table, dict):
-        raise InvalidInput(at, f"is {_show(table)}, not a table", "write sku, title, price_fen …")
+        raise InvalidInput(at, f"is {show(table)}, not a table", "write sku, title, price_fen …")
     _check_keys(table, *_model_keys(Item), f"{at}.", "an item")
     try:
         return Item(**table)
@@ -280,34 +280,34 @@ def check_attrs(value: object, field: str) -> str:
             return value
     problem = f"is longer than {ATTRS_BYTES_MAX} bytes of UTF-8"
     if not isinstance(value, str):
-        problem = f"is {_show(value)}, not text"
+        problem = f"is {show(value)}, not text"
     remedy = f"pass at most {ATTRS_BYTES_MAX} bytes: ids and codes, not whole records"
     raise InvalidInput(field, problem, remedy)
 
 
 def _refusal(field: str, value: object, match: Any, longest: int, rule: str) -> InvalidInput:
     if not isinstance(value, str):
-        problem = f"is {_show(value)}, not text"
+        problem = f"is {show(value)}, not text"
     elif not value:
         problem = "is empty"
     elif len(value) > longest:
         problem = f"has {len(value)} characters"
     else:
         bad = next(char for char in value if not match(char))
-        problem = f"{_show(value)} holds {bad!a}"
+        problem = f"{show(value)} holds {bad!a}"
     return InvalidInput(field, problem, f"write {rule}")
 
 
 def _check_items(items: object) -> None:
     if not isinstance(items, tuple):
-        raise InvalidInput("items", f"is {_show(items)}, not a tuple", "pass a tuple of Item")
+        raise InvalidInput("items", f"is {show(items)}, not a tuple", "pass a tuple of Item")
     if not 1 <= len(items) <= ITEMS_MAX:
         raise InvalidInput("items", f"has {len(items)} items", f"write 1 to {ITEMS_MAX} items")
     first: dict[str, int] = {}
     for index, item in enumerate(items):
         if not isinstance(item, Item):
             raise InvalidInput(
-                f"items[{index}]", f"is {_show(item)}, not an Item", "pass a tuple of Item"
+                f"items[{index}]", f"is {show(item)}, not an Item", "pass a tuple of Item"
             )
         if first.setdefault(item.sku, index) != index:
             raise InvalidInput(
@@ -346,16 +346,16 @@ def _check_keys(
 def _check_int(field: str, value: object, low: int, high: int, unit: str) -> None:
     # type() rather than isinstance: True is an int to Python, and no number to a merchant.
     if type(value) is not int:
-        raise InvalidInput(field, f"is {_show(value)}, not a whole number", f"write whole {unit}")
+        raise InvalidInput(field, f"is {show(value)}, not a whole number", f"write whole {unit}")
     if not low <= value <= high:
         raise InvalidInput(
-            field, f"{_show(value)} is out of range", f"write {low} to {high}, whole {unit}"
+            field, f"{show(value)} is out of range", f"write {low} to {high}, whole {unit}"
         )
 
 
 def _check_text(field: str, value: object, longest: int) -> None:
     if not isinstance(value, str):
-        raise InvalidInput(field, f"is {_show(value)}, not text", "write text")
+        raise InvalidInput(field, f"is {show(value)}, not text", "write text")
     if not value or value.isspace():
         raise InvalidInput(field, "is empty", f"write 1 to {longest} characters")
     if len(value) > longest:
@@ -370,7 +370,7 @@ def _check_text(field: str, value: object, longest: int) -> None:
 
 def _whole_ms(field: str, value: object) -> datetime:
     if not isinstance(value, datetime):
-        raise InvalidInput(field, f"is {_show(value)}, not a datetime", "pass an aware datetime")
+        raise InvalidInput(field, f"is {show(value)}, not a datetime", "pass an aware datetime")
     if value.utcoffset() is None:
         raise InvalidInput(
             field, f"{value.isoformat()} has no offset from UTC", "pass an aware datetime"
@@ -386,7 +386,7 @@ def _to_ms(value: datetime) -> int:
     return (value - _EPOCH) // _MILLISECOND
 
 
-def _show(value: object) -> str:
+def show(value: object) -> str:
     """A caller's value as one short line; never raises, whatever the caller sent."""
     if isinstance(value, str):
         return repr(value) if len(value) <= 40 else f"{value[:40]!r}…"

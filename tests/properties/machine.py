@@ -229,6 +229,16 @@ class TwinMachine(RuleBasedStateMachine):
         order = expired[number % len(expired)]
         self.compare_reserves([(order.buyer if is_same else buyer, key, order.cart, "")])
 
+    @some_expired
+    @rule(number=st.integers(0, 5), key=keys, payment=st.sampled_from(["p1", "p2", "p3"]))
+    def buy_again_and_pay_late(self, number: int, key: str, payment: str) -> None:
+        """The three that belong together when limits are to stop late money."""
+        expired = [order for order in self.twin.orders.values() if order.state == "expired"]
+        order = expired[number % len(expired)]
+        self.compare_reserves([(order.buyer, key, order.cart, "")])
+        if order.state == "expired":
+            self.pay_late(expired.index(order), payment)
+
     @some_orders
     @rule(
         place=places("confirmed", "confirmed", "refunded"),

@@ -67,11 +67,13 @@ def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> Bloc
             f"{str(url)[:60]!r} is not a Redis URL",
             "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket",
         )
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise InvalidInput("url", str(error), "write redis://host:6379/0") from None
     if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
-        raise InvalidInput(
-            "url", f"{parts.path[:40]!r} is not a database", "write a number, as in /0"
-        )
+        problem = f"{parts.path[:40]!r} is not a database"
+        raise InvalidInput("url", problem, "write its number, as in redis://host:6379/0")
     for option in parse_qs(parts.query, keep_blank_values=True):
         if option not in _URL_OPTIONS:
             known = ", ".join(sorted(_URL_OPTIONS))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
+from typing import Any
 
 import pytest
 import redis
@@ -157,3 +158,34 @@ async def test_verify_goes_by_the_published_definition(
     other = await make_engine()
     verdict = await verify(other, sale.id)
     assert [violation.rule for violation in verdict.violations] == ["definition"]
+
+
+@pytest.mark.parametrize("buyer", [None, 0, False, (), b""])
+async def test_nothing_empty_becomes_the_backend(make_engine: MakeEngine, buyer: Any) -> None:
+    """A session that has ended gives None, and None must not open other buyers' orders."""
+    engine = await make_engine()
+    sale = make_sale({"a": 10})
+    await engine.create(sale)
+    await engine.open(sale.id)
+    order = (await engine.reserve(sale.id, "ann", "k", {"a": 1})).order
+    assert order is not None
+    for verb in (engine.begin_payment, engine.release, engine.order):
+        with pytest.raises(InvalidInput, match="buyer"):
+            await verb(sale.id, order.id, buyer=buyer)
+    assert await engine.order(sale.id, order.id) == order
+
+
+async def test_numbers_too_long_to_print_are_refused_like_others(make_engine: MakeEngine) -> None:
+    engine = await make_engine()
+    sale = make_sale({"a": 10})
+    await engine.create(sale)
+    huge: Any = 10**5000
+    unsure: Any = "no"
+    for call in (
+        engine.reserve(sale.id, "ann", "k", {"a": huge}),
+        engine.add_stock(sale.id, "a", -huge, key="k"),
+        engine.begin_payment(sale.id, huge),
+        engine.refund(sale.id, "0" * 24, "r", return_units=unsure, return_limit=True),
+    ):
+        with pytest.raises(InvalidInput):
+            await call

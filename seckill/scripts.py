@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import re
 from functools import cache
-from importlib import resources
 from typing import TYPE_CHECKING, Final
 
 import msgspec
@@ -76,5 +75,8 @@ def expand(name: str, root: Traversable) -> str:
 @cache
 def script(name: str) -> Script:
     """One of the shipped scripts, by the name of its verb."""
+    # Imported here, because it brings in tempfile and the like with every import of the engine.
+    from importlib import resources
+
     source = expand(name, resources.files("seckill.lua"))
     return Script(name, source, hashlib.sha1(source.encode(), usedforsecurity=False).hexdigest())

@@ -220,6 +220,15 @@ class Replay:
         pays = event.kind in (EventKind.CONFIRMED, EventKind.REFUND_DUE)
         if pays and event.detail in known.payments:
             self._broken(event, "outcome", f"order {order.id}: {event.detail} has two outcomes")
+        payments = known.payments
+        if event.kind is EventKind.CONFIRMED:
+            payments = (event.detail, *payments)
+        elif event.kind is EventKind.REFUND_DUE:
+            payments = (*payments, event.detail)
+        if order.payments != payments:
+            self._broken(
+                event, "outcome", f"order {order.id}: paid by {order.payments}, not {payments}"
+            )
         if event.kind is EventKind.REFUND_DUE:
             if order.state != known.state or known.state in (State.HELD, State.PAYING):
                 self._broken(
@@ -237,9 +246,11 @@ class Replay:
                 f"order {order.id}: {known.state} → {order.state} by {event.kind}",
             )
         if event.kind is EventKind.CONFIRMED:
-            if order.payments[:1] != (event.detail,):
-                self._broken(event, "outcome", f"order {order.id} is not paid by {event.detail}")
             if known.state is State.EXPIRED:
+                if self.state not in ("open", "paused"):
+                    self._broken(
+                        event, "sale state", f"order {order.id} sold late while {self.state}"
+                    )
                 self.lapsed[order.buyer] = max(0, self.lapsed[order.buyer] - 1)
                 self._take(event, order, "confirmed")
             else:
@@ -248,7 +259,9 @@ class Replay:
             self._return(order, "held", "available", limit=True)
             self.lapsed[order.buyer] += event.kind is EventKind.EXPIRED
         elif event.kind is EventKind.REFUNDED:
-            _, returned, limit = event.detail.rsplit(",", 2)
+            refund, returned, limit = event.detail.rsplit(",", 2)
+            if order.refund != refund:
+                self._broken(event, "outcome", f"order {order.id}: refund {order.refund}, {refund}")
             to = "available" if returned == "1" else "total"
             self._return(order, "confirmed", to, limit=limit == "1")
 

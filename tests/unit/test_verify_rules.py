@@ -96,6 +96,7 @@ def after(*steps: str, **items: int) -> list[Event]:
     return OPEN + of_order("o1", "li", items or {"mug": 1}, *steps)
 
 
+LATE = ("order_expired", "order_confirmed p1")
 HELD, EXPIRED = after(), after("order_expired")
 
 
@@ -113,6 +114,11 @@ HISTORIES: list[tuple[str, str, list[Event]]] = [
     ("window", "outside the sale's time", but(HELD, at_ms=SALE.ends_ms)),
     ("sale state", "sale_opened in a sale that is 'open'", OPEN + of_sale("sale_opened")),
     ("sale state", "while the sale is paused", OPEN + of_sale("sale_paused") + HELD[2:]),
+    (
+        "sale state",
+        "sold late while settled",
+        EXPIRED + of_sale("sale_closed", "sale_settled 0:3,1:9") + after(*LATE)[4:],
+    ),
     ("version", "begins as version 2", but(HELD, version=2)),
     ("version", "begins as version 1", but(HELD, state=State.PAYING)),
     ("version", "order o1: 3 after 1", but(after("order_paying"), version=3)),
@@ -125,7 +131,13 @@ HISTORIES: list[tuple[str, str, list[Event]]] = [
     ("outcome", "changed buyer or items", but(after("order_paying"), items={"tea": 1})),
     ("outcome", "p1 has two outcomes", after("order_confirmed p1", "refund_due p1")),
     ("outcome", "two outcomes", after("order_expired", "refund_due p1", "order_confirmed p1")),
-    ("outcome", "not paid by p1", but(after("order_confirmed p1"), payments=("p2", "p1"))),
+    ("outcome", "not ('p1',)", but(after("order_confirmed p1"), payments=("p2", "p1"))),
+    ("outcome", "paid by ()", but(after("order_expired", "refund_due p1"), payments=())),
+    (
+        "outcome",
+        "refund r2, r1",
+        but(after("order_confirmed p", "order_refunded r1,1,1"), refund="r2"),
+    ),
     ("state", "refund_due of order o1, which is held", after("refund_due p1")),
     ("state", "which is released", but(after("order_released", "refund_due p"), state=State.HELD)),
     ("state", "released → paying by order_paying", after("order_released", "order_paying")),

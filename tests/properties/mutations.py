@@ -40,8 +40,8 @@ MUTATIONS = (
     Mutation(
         "a pause is ignored",
         ("reserve",),
-        "if sale.state == 'paused' then\n    closed = STATUS.PAUSED",
-        "if sale.state == 'paused' then\n    closed = nil",
+        "or sale.state == 'paused' then\n    closed = STATUS.PAUSED",
+        "or sale.state == 'paused' then\n    closed = nil",
     ),
     Mutation(
         "units are forgotten",

@@ -209,10 +209,10 @@ class Lane:
             self._free.pop().set_result(None)
         return batch
 
-    async def _decide(self, slot: _Slot, batch: list[_Waiting]) -> None:
-        """Sends a batch until it is answered or every caller's time is over."""
+    async def _decide(self, slot: _Slot, batch: list[_Waiting], *, sent: bool = False) -> None:
+        """Sends a batch until it is answered or every caller's time is over. ``sent`` says that it
+        went out before, so that a lost connection is not taken for "never sent"."""
         backoff_s = BACKOFF_MIN_S
-        sent = False
         while batch:
             try:
                 async with asyncio.timeout_at(self._loop.time() + batch[0][7] - monotonic()):
@@ -225,7 +225,7 @@ class Lane:
                     if isinstance(refusal, ServerFull) and len(batch) > 1:
                         # One by one: whoever holds an order must find it on a full server, too.
                         for order in batch:
-                            await self._decide(slot, [order])
+                            await self._decide(slot, [order], sent=True)
                         return
                     await slot.drop()
                     _fail(batch, refusal)

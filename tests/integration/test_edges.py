@@ -189,3 +189,21 @@ async def test_numbers_too_long_to_print_are_refused_like_others(make_engine: Ma
     ):
         with pytest.raises(InvalidInput):
             await call
+
+
+async def test_a_wrong_estimate_of_the_clock_is_mended_while_there_is_time(
+    make_engine: MakeEngine,
+) -> None:
+    """An answer read late makes the server's clock look late, and the next order too old."""
+    engine = await make_engine()
+    sale = make_sale({"a": 10})
+    await engine.create(sale)
+    await engine.open(sale.id)
+    await engine.reserve(sale.id, "ann", "k", {"a": 1})
+    lane = engine._shards[sale.id].lane
+    assert lane is not None
+    lane.learn_time(await engine.now_ms() - 60_000)
+    outcomes = await asyncio.gather(
+        *(engine.reserve(sale.id, f"b{i}", "k", {"a": 1}) for i in range(3))
+    )
+    assert {outcome.status for outcome in outcomes} == {Status.CREATED}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 
@@ -132,6 +133,25 @@ async def test_what_goes_on_and_what_is_refused(
     assert snapshot.state == "settled"
     stock = snapshot.stock["a"]
     assert (stock.available, stock.held, stock.confirmed, stock.total) == (17, 0, 3, 20)
+
+
+async def test_a_retry_among_new_orders_finds_its_order(
+    small_engine: Engine, small_client: redis.Redis
+) -> None:
+    """The server refuses a batch whole; who holds an order must not suffer for its neighbours."""
+    engine = small_engine
+    sale = make_sale({"a": 20})
+    await engine.create(sale)
+    await engine.open(sale.id)
+    held = await engine.reserve(sale.id, "ann", "k", {"a": 1})
+    fill(small_client)
+    answers = await asyncio.gather(
+        *(engine.reserve(sale.id, buyer, "k", {"a": 1}) for buyer in ("bob", "ann", "eve")),
+        return_exceptions=True,
+    )
+    assert [type(answers[0]), type(answers[2])] == [ServerFull, ServerFull]
+    assert not isinstance(answers[1], BaseException)
+    assert (answers[1].status, answers[1].order) == (Status.EXISTS, held.order)
 
 
 async def test_reserve_works_again_once_there_is_room(

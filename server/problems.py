@@ -42,12 +42,19 @@ __all__ = [
     "BACKEND_ONLY",
     "BODY_BROKEN",
     "BODY_TOO_LARGE",
+    "BUSY",
     "BUYER_REQUIRED",
+    "FORBIDDEN",
+    "GATE_REFUSED",
     "INVALID_INPUT",
     "KEY_REQUIRED",
     "MALFORMED_JSON",
     "MEDIA_TYPE",
+    "PROOF_REQUIRED",
     "RAISED",
+    "RATE_LIMITED",
+    "TOKEN_EXPIRED",
+    "UNAUTHENTICATED",
     "UNAVAILABLE",
     "Kind",
     "Problem",
@@ -112,6 +119,13 @@ ANSWERS: Final[dict[Status, Kind]] = {
 MALFORMED_JSON: Final = Kind(400, "malformed_json", "the body is not JSON")
 INVALID_INPUT: Final = Kind(400, "invalid_input", "a part of the request is not valid")
 BODY_BROKEN: Final = Kind(400, "body_broken", "the body did not arrive whole")
+UNAUTHENTICATED: Final = Kind(401, "unauthenticated", "this needs a user token or an API key")
+TOKEN_EXPIRED: Final = Kind(401, "token_expired", "the user token has expired; get a new one")
+FORBIDDEN: Final = Kind(403, "forbidden", "this key may not do this")
+PROOF_REQUIRED: Final = Kind(403, "proof_required", "this sale asks for a proof of work first")
+GATE_REFUSED: Final = Kind(403, "gate_refused", "the mall refuses this request")
+RATE_LIMITED: Final = Kind(429, "rate_limited", "too many requests; nothing was done")
+BUSY: Final = Kind(503, "busy", "too many requests are under way here; nothing was done")
 KEY_REQUIRED: Final = Kind(
     400, "idempotency_key_required", "an order needs the header Idempotency-Key"
 )
@@ -157,11 +171,19 @@ _HEADERS: Final = {"buyer": "Seckill-Buyer", "key": "Idempotency-Key"}
 class Problem(Exception):
     """Raised by a handler to end the request with this answer."""
 
-    def __init__(self, kind: Kind, detail: str | None = None, field: str | None = None) -> None:
+    def __init__(
+        self,
+        kind: Kind,
+        detail: str | None = None,
+        field: str | None = None,
+        *,
+        retry_after_s: int = RETRY_AFTER_S,
+    ) -> None:
         super().__init__(kind.code)
         self.kind = kind
         self.detail = detail
         self.field = field
+        self.retry_after_s = retry_after_s
 
 
 def refusal(status: Status, order: Order | None = None) -> web.Response:
@@ -179,7 +201,8 @@ async def errors_answered(
     try:
         return await handler(request)
     except Problem as error:
-        return _send(error.kind, _body(error.kind, detail=error.detail, field=error.field))
+        body = _body(error.kind, detail=error.detail, field=error.field)
+        return _send(error.kind, body, error.retry_after_s)
     except InvalidInput as error:
         field = _HEADERS.get(error.field, error.field)
         detail = f"{error.problem}; {error.remedy}"
@@ -237,6 +260,8 @@ def _send(kind: Kind, body: bytes, retry_after_s: int = RETRY_AFTER_S) -> web.Re
     headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
     if kind.http in (429, 503):
         headers["Retry-After"] = str(retry_after_s)
+    elif kind.http == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return web.Response(body=body, status=kind.http, headers=headers)
 
 

@@ -1,0 +1,166 @@
+"""Every setting of the intake, with its default. They come from one TOML file and the environment;
+see load.py. Each section is one table of the file: ``users.buyer_claim`` is ``buyer_claim`` under
+``[users]``, and SECKILL_USERS__BUYER_CLAIM in the environment, which wins.
+
+Secrets are lists: the first is used to sign, all of them are accepted, so a secret is replaced by
+adding the new one, reloading, and taking the old one away later. Each may be written as
+``file:/run/secrets/name``; then the file's text is the secret.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, SecretStr
+
+__all__ = [
+    "ApiKey",
+    "Gate",
+    "Limits",
+    "Log",
+    "Redis",
+    "Scope",
+    "Server",
+    "Settings",
+    "Users",
+    "Webhook",
+]
+
+Scope = Literal["backend", "admin", "metrics"]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+class Server(_Section):
+    """Where and how requests are taken."""
+
+    host: str = "127.0.0.1"
+    """The address to listen on."""
+    port: Annotated[int, Field(ge=0, le=65_535)] = 8000
+    """The port; 0 lets the system choose one."""
+    unix: str = ""
+    """A unix socket instead of host and port."""
+    workers: Annotated[int, Field(ge=1, le=64)] = 1
+    """Processes that take requests."""
+    max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 2_000
+    """Requests under way at once in one worker; one more is answered 503 at once."""
+    read_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
+    """How long a client may take to send one whole request."""
+    keepalive_s: Annotated[float, Field(gt=0, le=3_600)] = 75.0
+    """How long an idle connection is kept."""
+    drain_s: Annotated[float, Field(gt=0, le=300)] = 8.0
+    """How long answers may take after the end was asked for."""
+    trusted_proxies: tuple[str, ...] = ()
+    """Addresses or networks whose X-Forwarded-For is believed."""
+    cors_origins: tuple[str, ...] = ()
+    """Web origins whose pages may call the buyers' endpoints; none by default."""
+
+
+class Redis(_Section):
+    """Where the sales live."""
+
+    url: str = ""
+    """redis://…, rediss://… or unix://…"""
+    data: str = ""
+    """The data directory of a server of our own, instead of a URL."""
+    durability: Literal["aof", "memory"] = "aof"
+    """memory accepts that a crash may lose acknowledged orders."""
+    allow_unverified: bool = False
+    """Accept a managed server that hides its configuration."""
+    timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 3_000
+    """How long a call may take before its outcome is called unknown."""
+
+
+class Users(_Section):
+    """The mall's own user tokens (JWT), which say who a buyer is."""
+
+    secrets: tuple[SecretStr, ...] = ()
+    """HS256 secrets shared with the mall, at least 32 bytes each."""
+    key_files: tuple[str, ...] = ()
+    """PEM files with public keys (RS256 or EdDSA)."""
+    jwks_url: str = ""
+    """Where the mall publishes its public keys."""
+    issuer: str = ""
+    """The iss a token must have; any if empty."""
+    audience: str = ""
+    """The aud a token must have; a token with one is refused if this is empty."""
+    buyer_claim: str = "sub"
+    """The claim that holds the buyer's id."""
+    tier_claim: str = ""
+    """The claim that holds the member's tier."""
+    leeway_s: Annotated[int, Field(ge=0, le=300)] = 10
+    """How far the mall's clock may be from ours."""
+
+
+class ApiKey(_Section):
+    """A key of a program, as ``seckill key new`` prints it."""
+
+    name: Annotated[str, Field(pattern=r"^[0-9A-Za-z_.-]{1,40}$")]
+    """What logs call it."""
+    hash: Annotated[str, Field(pattern=r"^sha256:[0-9a-f]{64}$")]
+    """The SHA-256 of the key; the key itself is stored nowhere."""
+    scopes: Annotated[tuple[Scope, ...], Field(min_length=1)]
+    """What it may do: backend (orders of any buyer, payments), admin (sales), metrics."""
+
+
+class Limits(_Section):
+    """How often one may ask, in one worker."""
+
+    buyer_per_s: Annotated[float, Field(ge=0, le=10_000)] = 5.0
+    """Order requests of one buyer a second, in the long run; 0 is no limit."""
+    buyer_burst: Annotated[int, Field(ge=1, le=10_000)] = 20
+    """How many of them may come at once."""
+    address_per_s: Annotated[float, Field(ge=0, le=100_000)] = 0.0
+    """The same for one client address. Off: a mobile carrier puts thousands behind one."""
+    address_burst: Annotated[int, Field(ge=1, le=100_000)] = 200
+    """How many of them may come at once."""
+
+
+class Gate(_Section):
+    """The proof of work asked of a buyer before an order."""
+
+    work_bits: Annotated[int, Field(ge=0, le=32)] = 0
+    """Leading zero bits to find, on average 2**bits hashes; 0 asks for none."""
+    life_s: Annotated[int, Field(ge=10, le=3_600)] = 300
+    """How long a challenge and its solution count."""
+    secrets: tuple[SecretStr, ...] = ()
+    """What challenges are signed with, at least 32 bytes each."""
+
+
+class Webhook(_Section):
+    """Where ``seckill relay`` sends the events."""
+
+    url: str = ""
+    """The mall's endpoint."""
+    secrets: tuple[SecretStr, ...] = ()
+    """What deliveries are signed with, at least 32 bytes each; all of them sign while rotating."""
+    timeout_s: Annotated[float, Field(gt=0, le=120)] = 10.0
+    """How long one delivery may take."""
+    give_up_s: Annotated[int, Field(ge=1, le=7 * 86_400)] = 86_400
+    """How long an event is tried before it becomes a dead letter."""
+
+
+class Log(_Section):
+    """What is written to standard error."""
+
+    format: Literal["text", "json"] = "text"
+    """json is one object a line."""
+    level: Literal["debug", "info", "warning", "error"] = "info"
+    """The least that is written."""
+    requests: Literal["none", "errors", "all"] = "errors"
+    """Which requests get a line: those answered 5xx, or all."""
+
+
+class Settings(_Section):
+    """The whole."""
+
+    server: Server = Server()
+    redis: Redis = Redis()
+    users: Users = Users()
+    keys: tuple[ApiKey, ...] = ()
+    limits: Limits = Limits()
+    gate: Gate = Gate()
+    webhook: Webhook = Webhook()
+    log: Log = Log()

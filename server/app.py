@@ -1,8 +1,8 @@
 """The intake as an aiohttp application, to be served by run.py or mounted in a mall's own:
 
-    mall.add_subapp("/seckill", create_app(engine))
+    mall.add_subapp("/seckill", create_app(engine, identify=who_is_it))
 
-Whoever mounts it must see to it that ``Seckill-Buyer`` is set by the mall and never by a client.
+Whoever mounts it may say who sends a request in a way of his own, see caller.py.
 """
 
 from __future__ import annotations
@@ -14,28 +14,59 @@ from aiohttp import web
 from seckill.engine import Engine
 
 from . import health, orders, sales
-from .clock import Clock
-from .exchange import BODY_BYTES_MAX, CLOCK, ENGINE
-from .problems import errors_answered
+from .access import Access
+from .caller import Caller, Identify
+from .exchange import BODY_BYTES_MAX
+from .gate import Gate
+from .guard import guard
+from .intake import INTAKE, Intake
+from .metrics import Metrics
+from .settings import Settings
 
 __all__ = ["create_app"]
 
 
-def create_app(engine: Engine) -> web.Application:
+def create_app(
+    engine: Engine,
+    settings: Settings | None = None,
+    *,
+    identify: Identify | None = None,
+    gate: Gate | None = None,
+) -> web.Application:
     """An application around this engine. An engine that was not started yet is started with the
-    application and closed with it; one that was started belongs to whoever did."""
-    app = web.Application(middlewares=[errors_answered], client_max_size=BODY_BYTES_MAX)
-    app[ENGINE] = engine
-    app[CLOCK] = Clock(engine)
-    app.cleanup_ctx.append(_running)
+    application and closed with it; one that was started belongs to whoever did.
+
+    ``identify`` replaces the user tokens and API keys of the settings, ``gate`` their proof of
+    work.
+    """
+    settings = settings or Settings()
+    access = Access(settings.users, settings.keys)
+    intake = Intake(
+        engine,
+        settings,
+        known=access.known if identify is None else _nobody,
+        identify=identify or access.identify,
+        gate=gate,
+        metrics=Metrics(engine),
+    )
+
+    async def running(app: web.Application) -> AsyncIterator[None]:
+        await access.start()
+        try:
+            if engine.started:
+                yield
+            else:
+                async with engine:
+                    yield
+        finally:
+            await access.aclose()
+
+    app = web.Application(middlewares=[guard(intake)], client_max_size=BODY_BYTES_MAX)
+    app[INTAKE] = intake
+    app.cleanup_ctx.append(running)
     app.add_routes([*health.ROUTES, *sales.ROUTES, *orders.ROUTES])
     return app
 
 
-async def _running(app: web.Application) -> AsyncIterator[None]:
-    engine = app[ENGINE]
-    if engine.started:
-        yield
-        return
-    async with engine:
-        yield
+def _nobody(authorization: str) -> Caller | None:
+    return None

@@ -1,39 +1,54 @@
-"""What handlers share: the keys of the application, and how a request is read and answered.
+"""What handlers share: who asks, and how a request is read and answered.
 
-Who is asking? Until requests carry proof, the mall's backend says it with the header
-``Seckill-Buyer``: with it a request is that buyer's and sees only that buyer's orders, without it
-the request is the backend's own. So only the backend may reach this intake, see run.py.
+``Authorization: Bearer …`` carries the proof: a user token makes the request that buyer's, who sees
+only that buyer's orders; an API key makes it the mall's own. A key of scope backend may name the
+buyer it acts for with the header ``Seckill-Buyer``; without that header it acts as the mall.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
+from time import monotonic
 from typing import Final, TypeVar
 
 import msgspec
 from aiohttp import web
 
-from seckill.engine import Engine
 from seckill.errors import InvalidInput
 from seckill.sale import check_buyer
 
-from .clock import Clock
+from .caller import Caller
+from .intake import INTAKE
 from .problems import (
     BODY_BROKEN,
+    BODY_SLOW,
     BODY_TOO_LARGE,
     BUYER_REQUIRED,
+    FORBIDDEN,
     INVALID_INPUT,
     KEY_REQUIRED,
     MALFORMED_JSON,
     MEDIA_TYPE,
+    RATE_LIMITED,
     Problem,
+    Reply,
 )
+from .settings import Scope
 from .wire import encode
 
-__all__ = ["BODY_BYTES_MAX", "CLOCK", "ENGINE", "buyer_of", "key_of", "read", "reply", "sent_by"]
-
-ENGINE: Final = web.AppKey("engine", Engine)
-CLOCK: Final = web.AppKey("clock", Clock)
+__all__ = [
+    "BODY_BYTES_MAX",
+    "INTAKE",
+    "buyer_of",
+    "caller_of",
+    "key_of",
+    "need",
+    "need_mall",
+    "read",
+    "reply",
+    "sent_by",
+]
 
 BODY_BYTES_MAX: Final = 64 * 1024
 
@@ -48,19 +63,57 @@ _FIELD_MAX: Final = 100
 _T = TypeVar("_T")
 
 
-def sent_by(request: web.Request) -> str:
-    """The buyer who asks, or "" for the mall's backend. Raises InvalidInput."""
-    buyer = _header(request, _BUYER)
-    # An empty header is a mistake of a backend that meant a buyer, and must not make it one.
-    return "" if buyer is None else check_buyer(buyer, "buyer")
+async def caller_of(request: web.Request) -> Caller:
+    """Who asks. Raises Problem when nobody can be made out, or a buyer asks too often."""
+    intake = request.app[INTAKE]
+    # One look into a dict for whoever was verified before; several such headers are sorted out by
+    # identify, which sees the first one as well.
+    caller = intake.known(request.headers.get("Authorization", ""))
+    if caller is None:
+        caller = await intake.identify(request)
+    if caller.buyer and intake.buyers is not None:
+        wait_s = intake.buyers.take(caller.buyer, monotonic())
+        if wait_s:
+            raise Problem(RATE_LIMITED, retry_after_s=max(1, -int(-wait_s // 1)))
+    return caller
 
 
-def buyer_of(request: web.Request) -> str:
-    """The buyer who asks. Raises Problem when it is nobody."""
-    buyer = sent_by(request)
+async def need(request: web.Request, scope: Scope) -> Caller:
+    """The program that asks. Raises Problem unless its key has this scope."""
+    caller = await caller_of(request)
+    if scope not in caller.scopes:
+        raise Problem(FORBIDDEN, f"it takes an API key of scope {scope}")
+    return caller
+
+
+async def need_mall(request: web.Request) -> None:
+    """Sees to it that the mall itself asks, and for nobody. A mall may pass its buyers' requests on
+    with their names, so with one this is a buyer who tries what only the mall may do. Raises
+    Problem."""
+    if _named(request, await caller_of(request)):
+        raise Problem(FORBIDDEN, "no buyer may do this; send it without this header", _BUYER)
+
+
+async def sent_by(request: web.Request) -> str:
+    """The buyer who asks, or "" for the mall's backend. Raises Problem, InvalidInput."""
+    caller = await caller_of(request)
+    return caller.buyer or _named(request, caller)
+
+
+async def buyer_of(request: web.Request) -> str:
+    """The buyer who asks or whom the backend names. Raises Problem when it is nobody."""
+    buyer = await sent_by(request)
     if not buyer:
         raise Problem(BUYER_REQUIRED, field=_BUYER)
     return buyer
+
+
+def _named(request: web.Request, caller: Caller) -> str:
+    if "backend" not in caller.scopes:
+        raise Problem(FORBIDDEN, "it takes a user token, or an API key of scope backend")
+    buyer = _header(request, _BUYER)
+    # An empty header is a mistake of a backend that meant a buyer, and must not make it one.
+    return "" if buyer is None else check_buyer(buyer, "buyer")
 
 
 def key_of(request: web.Request) -> str:
@@ -73,7 +126,9 @@ def key_of(request: web.Request) -> str:
     return key
 
 
-async def read(request: web.Request, decoder: msgspec.json.Decoder[_T]) -> _T:
+async def read(
+    request: web.Request, decoder: msgspec.json.Decoder[_T], *, bytes_max: int = BODY_BYTES_MAX
+) -> _T:
     """The body as the decoder's type. Raises Problem for what isn't that, naming the field."""
     headers = request.headers
     # Besides telling JSON from forms, this keeps web pages out: a browser sends this type to
@@ -82,15 +137,21 @@ async def read(request: web.Request, decoder: msgspec.json.Decoder[_T]) -> _T:
         raise Problem(MEDIA_TYPE, f"send {_JSON}", "Content-Type")
     if "Content-Encoding" in headers:
         raise Problem(MEDIA_TYPE, "send it uncompressed", "Content-Encoding")
-    if (request.content_length or 0) > BODY_BYTES_MAX:
-        raise Problem(BODY_TOO_LARGE, f"send at most {BODY_BYTES_MAX} bytes")
+    if (request.content_length or 0) > bytes_max:
+        raise Problem(BODY_TOO_LARGE, f"send at most {bytes_max} bytes")
     try:
-        body = await request.read()
+        if request.content.is_eof():
+            body = await request.read()
+        else:
+            async with asyncio.timeout(request.app[INTAKE].read_timeout_s):
+                body = await request.read()
+    except TimeoutError:
+        raise Problem(BODY_SLOW) from None
     except (web.RequestPayloadError, ConnectionError):
         raise Problem(BODY_BROKEN) from None
     # Mounted in another application, its limit was in force while reading, and not ours.
-    if len(body) > BODY_BYTES_MAX:
-        raise Problem(BODY_TOO_LARGE, f"send at most {BODY_BYTES_MAX} bytes")
+    if len(body) > bytes_max:
+        raise Problem(BODY_TOO_LARGE, f"send at most {bytes_max} bytes")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
@@ -101,14 +162,12 @@ async def read(request: web.Request, decoder: msgspec.json.Decoder[_T]) -> _T:
         raise Problem(MALFORMED_JSON, str(error)) from None
 
 
-def reply(
-    document: msgspec.Struct, http: int = 200, *, location: str | None = None
-) -> web.Response:
+def reply(document: msgspec.Struct, http: int = 200, *, location: str | None = None) -> Reply:
     """A plain answer. None may be kept by a cache unless it says so itself."""
     headers = {"Content-Type": _JSON, "Cache-Control": "no-store"}
     if location is not None:
         headers["Location"] = location
-    return web.Response(body=encode(document), status=http, headers=headers)
+    return Reply(body=encode(document), status=http, headers=headers)
 
 
 def _header(request: web.Request, name: str) -> str | None:

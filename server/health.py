@@ -9,7 +9,7 @@ from aiohttp import web
 
 from seckill.errors import RedisUnavailable
 
-from .exchange import ENGINE, reply
+from .exchange import INTAKE, reply
 from .wire import HealthDocument
 
 __all__ = ["ROUTES"]
@@ -27,7 +27,7 @@ async def ready(request: web.Request) -> web.Response:
     """Redis answers as well."""
     try:
         async with asyncio.timeout(READY_S):
-            await request.app[ENGINE].sales()
+            await request.app[INTAKE].engine.sales()
     except TimeoutError:
         raise RedisUnavailable("no answer in time") from None
     return reply(HealthDocument())

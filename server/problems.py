@@ -10,9 +10,6 @@ Retry-After) that the identical request is to be repeated.
 
 from __future__ import annotations
 
-import logging
-import secrets
-from collections.abc import Awaitable, Callable
 from typing import Final
 
 import msgspec
@@ -39,8 +36,8 @@ from .wire import OrderDocument, ProblemDocument, encode, order_document
 
 __all__ = [
     "ANSWERS",
-    "BACKEND_ONLY",
     "BODY_BROKEN",
+    "BODY_SLOW",
     "BODY_TOO_LARGE",
     "BUSY",
     "BUYER_REQUIRED",
@@ -58,11 +55,12 @@ __all__ = [
     "UNAVAILABLE",
     "Kind",
     "Problem",
-    "errors_answered",
+    "Reply",
+    "answer_to",
+    "is_bug",
+    "kind_of",
     "refusal",
 ]
-
-_log = logging.getLogger("seckill.server")
 
 RETRY_AFTER_S: Final = 1
 
@@ -129,8 +127,10 @@ BUSY: Final = Kind(503, "busy", "too many requests are under way here; nothing w
 KEY_REQUIRED: Final = Kind(
     400, "idempotency_key_required", "an order needs the header Idempotency-Key"
 )
-BUYER_REQUIRED: Final = Kind(400, "buyer_required", "an order needs the header Seckill-Buyer")
-BACKEND_ONLY: Final = Kind(403, "backend_only", "only the mall's backend may do this")
+BUYER_REQUIRED: Final = Kind(
+    400, "buyer_required", "an order needs a user token, or the header Seckill-Buyer with a key"
+)
+BODY_SLOW: Final = Kind(408, "body_slow", "the body did not arrive in time")
 NOT_FOUND: Final = Kind(404, "not_found", "there is nothing at this path")
 METHOD_NOT_ALLOWED: Final = Kind(405, "method_not_allowed", "this path has no such method")
 BODY_TOO_LARGE: Final = Kind(413, "body_too_large", "the body is too large")
@@ -186,52 +186,47 @@ class Problem(Exception):
         self.retry_after_s = retry_after_s
 
 
-def refusal(status: Status, order: Order | None = None) -> web.Response:
+class Reply(web.Response):
+    """An answer that knows its stable code."""
+
+    code = "ok"
+
+
+def refusal(status: Status, order: Order | None = None) -> Reply:
     """The problem for a status that is not ok, with the order that stands in the way."""
     kind = ANSWERS[status]
     # Under load most answers are one of a few refusals without an order: those are encoded once.
     return _send(kind, _body(kind, order=order_document(order)) if order else _REFUSALS[status])
 
 
-@web.middleware
-async def errors_answered(
-    request: web.Request, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
-) -> web.StreamResponse:
-    """Turns everything that is raised into a problem, and tells nobody outside about a bug."""
-    try:
-        return await handler(request)
-    except Problem as error:
+def answer_to(error: Exception, request_id: str) -> Reply:
+    """The problem for whatever was raised. Nobody outside is told about a bug."""
+    if isinstance(error, Problem):
         body = _body(error.kind, detail=error.detail, field=error.field)
         return _send(error.kind, body, error.retry_after_s)
-    except InvalidInput as error:
+    if isinstance(error, InvalidInput):
         field = _HEADERS.get(error.field, error.field)
         detail = f"{error.problem}; {error.remedy}"
         return _send(INVALID_INPUT, _body(INVALID_INPUT, detail=detail, field=field))
-    except Overloaded as error:
+    if isinstance(error, Overloaded):
         return _send(OVERLOADED, _body(OVERLOADED), -(-error.retry_after_ms // 1000))
-    except Exception as error:  # noqa: BLE001 - what has no kind is logged, and no traceback leaves
-        kind = _kind_of(error)
-        if kind is INTERNAL:
-            return _bug(request, error)
-        response = _send(kind, _body(kind))
-        if isinstance(error, web.HTTPMethodNotAllowed):
-            response.headers["Allow"] = error.headers["Allow"]
-        return response
+    kind = kind_of(error)
+    response = _send(kind, _body(kind, request_id=request_id if kind is INTERNAL else None))
+    if isinstance(error, web.HTTPMethodNotAllowed):
+        response.headers["Allow"] = error.headers["Allow"]
+    return response
 
 
-def _kind_of(error: Exception) -> Kind:
+def is_bug(error: Exception) -> bool:
+    """Whether this was never meant to be raised."""
+    return not isinstance(error, Problem) and kind_of(error) is INTERNAL
+
+
+def kind_of(error: Exception) -> Kind:
+    """The kind of an exception that is not a Problem."""
     if isinstance(error, web.HTTPException):
         return _HTTP.get(error.status, INTERNAL)
     return next((RAISED[cls] for cls in type(error).__mro__ if cls in RAISED), INTERNAL)
-
-
-def _bug(request: web.Request, error: Exception) -> web.Response:
-    request_id = secrets.token_hex(8)
-    # The route is logged and not the path, because a path names an order.
-    resource = request.match_info.route.resource
-    route = resource.canonical if resource else "no route"
-    _log.error("request %s failed: %s %s", request_id, request.method, route, exc_info=error)
-    return _send(INTERNAL, _body(INTERNAL, request_id=request_id))
 
 
 def _body(
@@ -256,13 +251,15 @@ def _body(
     )
 
 
-def _send(kind: Kind, body: bytes, retry_after_s: int = RETRY_AFTER_S) -> web.Response:
+def _send(kind: Kind, body: bytes, retry_after_s: int = RETRY_AFTER_S) -> Reply:
     headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
     if kind.http in (429, 503):
         headers["Retry-After"] = str(retry_after_s)
     elif kind.http == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    return web.Response(body=body, status=kind.http, headers=headers)
+    response = Reply(body=body, status=kind.http, headers=headers)
+    response.code = kind.code
+    return response
 
 
 _REFUSALS: Final = {status: _body(kind) for status, kind in ANSWERS.items()}

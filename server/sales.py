@@ -11,7 +11,7 @@ from aiohttp import web
 from seckill.engine import Engine
 from seckill.errors import UnknownSale
 
-from .exchange import CLOCK, ENGINE, reply
+from .exchange import INTAKE, reply
 from .wire import SaleEntry, SalesDocument, sale_document, sale_entry
 
 __all__ = ["ROUTES"]
@@ -21,7 +21,7 @@ PAGE_SALES: Final = 100
 
 async def index(request: web.Request) -> web.Response:
     """A page of sales by id."""
-    engine = request.app[ENGINE]
+    engine = request.app[INTAKE].engine
     names = await engine.sales()
     start = bisect_right(names, request.query.get("after", ""))
     page = names[start : start + PAGE_SALES]
@@ -40,13 +40,13 @@ async def _entry(engine: Engine, sale: str) -> SaleEntry | None:
 
 async def show(request: web.Request) -> web.Response:
     """One sale with its items."""
-    engine, sale = request.app[ENGINE], request.match_info["sale"]
+    engine, sale = request.app[INTAKE].engine, request.match_info["sale"]
     return reply(sale_document(await engine.sale(sale), await engine.snapshot(sale)))
 
 
 async def time(request: web.Request) -> web.Response:
     """The clock that sales go by."""
-    return reply(await request.app[CLOCK].read())
+    return reply(await request.app[INTAKE].clock.read())
 
 
 ROUTES: Final = (

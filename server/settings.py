@@ -149,8 +149,8 @@ class Log(_Section):
     """json is one object a line."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is written."""
-    requests: Literal["none", "errors", "all"] = "errors"
-    """Which requests get a line: those answered 5xx, or all."""
+    requests: Literal["errors", "all"] = "errors"
+    """Which requests get a line: those that failed by a bug, or all."""
 
 
 class Settings(_Section):

@@ -25,6 +25,7 @@ __all__ = [
     "OutcomeDocument",
     "PaymentRequest",
     "ProblemDocument",
+    "RefundRequest",
     "SaleDocument",
     "SaleEntry",
     "SalesDocument",
@@ -57,6 +58,15 @@ class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Money has arrived: ``payment`` is the payment's own id."""
 
     payment: Annotated[str, Meta(min_length=1, max_length=64)]
+
+
+class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The money goes back: ``refund`` is the refund's own id. ``return_units`` puts the units on
+    sale again, else they leave the sale; ``return_limit`` lets the buyer buy as many again."""
+
+    refund: Annotated[str, Meta(min_length=1, max_length=64)]
+    return_units: bool
+    return_limit: bool
 
 
 class OrderDocument(msgspec.Struct, frozen=True):

@@ -13,7 +13,7 @@ from seckill.engine import Engine
 from seckill.errors import EngineClosed
 from seckill.server import create_app
 from tests.support import make_sale
-from tests.web.intake import Client, Intake, serving
+from tests.web.intake import Client, Intake, serving, trusting
 
 BODY = json.dumps({"items": [{"sku": "a", "quantity": 1}]}).encode()
 
@@ -26,7 +26,7 @@ def mall_around(*engines: Engine) -> web.Application:
     mall = web.Application()
     mall.router.add_get("/", home)
     for number, engine in enumerate(engines):
-        mall.add_subapp(f"/seckill/{number}", create_app(engine))
+        mall.add_subapp(f"/seckill/{number}", create_app(engine, identify=trusting))
     return mall
 
 

@@ -170,7 +170,7 @@ async def test_only_the_backend_confirms(intake: Intake) -> None:
     sale = await intake.open_sale()
     path = await held(intake, sale.id)
     answer = await intake.post(f"{path}/confirm", {"payment": "wx-1"}, buyer="b1")
-    assert answer.is_problem(403, "backend_only")
+    assert answer.is_problem(403, "forbidden")
     assert (await intake.get(path)).json["state"] == "held"
 
 

@@ -25,7 +25,7 @@ from seckill.errors import (
 from seckill.order import Outcome
 from seckill.server import create_app
 from seckill.status import Status
-from tests.web.intake import Intake
+from tests.web.intake import Intake, trusting
 
 problems = importlib.import_module("seckill.server.problems")
 
@@ -190,7 +190,7 @@ async def test_ids_that_cannot_be(intake: Intake) -> None:
 
 async def test_an_engine_that_was_not_started_is_started_and_closed(intake: Intake) -> None:
     engine = Engine(intake.engine.url, durability="memory", sweep_ms=0)
-    runner = web.AppRunner(create_app(engine))
+    runner = web.AppRunner(create_app(engine, identify=trusting))
     await runner.setup()
     assert await engine.sales() == await intake.engine.sales()
     await runner.cleanup()

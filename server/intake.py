@@ -1,0 +1,57 @@
+"""What one running intake is made of, as its handlers find it: ``request.app[INTAKE]``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Final
+
+from aiohttp import web
+
+from seckill.engine import Engine
+
+from .address import Addresses
+from .caller import Caller, Identify
+from .clock import Clock
+from .gate import Gate
+from .limits import Limiter
+from .metrics import Metrics
+from .settings import Settings
+
+__all__ = ["INTAKE", "Intake"]
+
+
+class Intake:
+    """The parts of one application, made by app.py. ``in_flight`` counts requests under way."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: Settings,
+        *,
+        known: Callable[[str], Caller | None],
+        identify: Identify,
+        gate: Gate | None,
+        metrics: Metrics,
+    ) -> None:
+        limits = settings.limits
+        self.engine = engine
+        self.settings = settings
+        self.known = known
+        self.identify = identify
+        self.gate = gate
+        self.metrics = metrics
+        self.clock = Clock(engine)
+        self.addresses = Addresses(settings.server.trusted_proxies)
+        self.buyers = (
+            Limiter(limits.buyer_per_s, limits.buyer_burst) if limits.buyer_per_s else None
+        )
+        self.clients = (
+            Limiter(limits.address_per_s, limits.address_burst) if limits.address_per_s else None
+        )
+        self.read_timeout_s = settings.server.read_timeout_s
+        self.max_in_flight = settings.server.max_in_flight
+        self.in_flight = 0
+        self.draining = False
+
+
+INTAKE: Final = web.AppKey("intake", Intake)

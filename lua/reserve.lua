@@ -21,6 +21,7 @@ TOO_LATE → ORDER_LIMIT → SKU_LIMIT → BUYER_LIMIT → SOLD_OUT → INSUFFIC
 --@include "lib/units"
 --@include "lib/limits"
 --@include "lib/sale"
+--@include "lib/window"
 local format, definition_id = tonumber(ARGV[1]), ARGV[2]
 local ids, buyers, not_afters, carts, prints, attrs = unpack(cmsgpack.unpack(ARGV[3]))
 local count = #ids
@@ -37,16 +38,8 @@ if sale then
   read_clock(sale)
   if definition_id ~= sale.definition_id then
     broken = STATUS.STALE_DEFINITION
-  elseif sale.state == 'created' then
-    closed = STATUS.NOT_OPEN
-  elseif sale.state ~= 'open' and sale.state ~= 'paused' then
-    closed = STATUS.ENDED
-  elseif sale.jumped or sale.state == 'paused' then
-    closed = STATUS.PAUSED
-  elseif sale.now_ms < sale.opens_ms then
-    closed = STATUS.NOT_OPEN
-  elseif sale.now_ms >= sale.ends_ms then
-    closed = STATUS.ENDED
+  else
+    closed = closed_status(sale)
   end
 end
 
@@ -62,7 +55,7 @@ for i = 1, count do
 end
 
 -- Stock of the SKUs this batch touches, by index: read once, counted here, written at the end.
-local available, held, sku_limits = {}, {}, {}
+local available, held, sku_limits, leased = {}, {}, {}, {}
 if sale then
   local fields, stock_of = {}, {}
   for index in pairs(indexes) do
@@ -70,11 +63,12 @@ if sale then
     fields[#fields + 1] = index .. ':available'
     fields[#fields + 1] = index .. ':held'
     fields[#fields + 1] = index .. ':limit'
+    fields[#fields + 1] = index .. ':lease'
   end
   local stock = redis.call('HMGET', KEYS[2], unpack(fields))
   for i, index in ipairs(stock_of) do
-    available[index] = tonumber(stock[3 * i - 2])
-    held[index], sku_limits[index] = tonumber(stock[3 * i - 1]), tonumber(stock[3 * i])
+    available[index], held[index] = tonumber(stock[4 * i - 3]), tonumber(stock[4 * i - 2])
+    sku_limits[index], leased[index] = tonumber(stock[4 * i - 1]), is_leased(stock[4 * i], sale)
   end
 end
 
@@ -91,7 +85,7 @@ end
 local function stock_refusal(lines)
   local refusal = nil
   for i = 1, #lines, 2 do
-    local left = available[lines[i]]
+    local left = leased[lines[i]] and 0 or available[lines[i]]
     if left < lines[i + 1] then
       if left <= 0 then return STATUS.SOLD_OUT end
       refusal = STATUS.INSUFFICIENT

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
         UnknownSale,
         UnsuitableServer,
     )
-    from seckill.order import Order, Outcome, State
+    from seckill.order import Order, Outcome, State, StockOutcome, Wish
     from seckill.sale import Item, Sale
     from seckill.salefile import load_sale
     from seckill.status import Status
@@ -42,14 +42,16 @@ __all__ = [
     "SeckillError",
     "State",
     "Status",
+    "StockOutcome",
     "UnknownSale",
     "UnsuitableServer",
+    "Wish",
     "load_sale",
 ]
 
 _HOMES = {
     "engine": ("Engine",),
-    "order": ("Order", "Outcome", "State"),
+    "order": ("Order", "Outcome", "State", "StockOutcome", "Wish"),
     "sale": ("Item", "Sale"),
     "salefile": ("load_sale",),
     "status": ("Status",),

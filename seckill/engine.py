@@ -7,30 +7,29 @@ from __future__ import annotations
 import asyncio
 import os
 import socket
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
 
-import msgspec
-
 from seckill import order as orders
 from seckill import redis as servers
 from seckill.calls import Calls
-from seckill.errors import EngineClosed, InvalidInput, UnknownSale
+from seckill.errors import EngineClosed, InvalidInput, SeckillError, UnknownSale
 from seckill.keys import SALES, shard_keys
-from seckill.order import Order, Outcome
+from seckill.lane import Lane
+from seckill.lease import LEASE_MS_MAX
+from seckill.order import Order, Outcome, StockOutcome, Wish
 from seckill.reaper import Reaper
 from seckill.sale import (
     Sale,
-    check_attrs,
     check_buyer,
     check_key,
     check_payment,
     check_sale_id,
     show,
 )
-from seckill.shard import LaneOptions, Shard
+from seckill.shard import Shard, ShardOptions
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
 from seckill.stream import Event, consume, read_all
@@ -38,24 +37,10 @@ from seckill.stream import Event, consume, read_all
 if TYPE_CHECKING:
     from seckill.embedded import EmbeddedServer
 
-__all__ = ["Engine", "StockOutcome"]
+__all__ = ["Engine"]
 
 CLOCK_JUMP_MS: Final = 600_000
-_CREATED: Final = int(Status.CREATED)
 REASON_MAX: Final = 200
-
-
-class StockOutcome(msgspec.Struct, frozen=True):
-    """The answer to add_stock, with the SKU's units as they are now."""
-
-    status: Status
-    available: int
-    total: int
-
-    @property
-    def ok(self) -> bool:
-        """Whether what was asked for now holds."""
-        return self.status.ok
 
 
 class Engine:
@@ -65,7 +50,8 @@ class Engine:
     ``"memory"`` accepts that a crash may lose acknowledged orders. ``timeout_ms`` is how long a
     call may take before its outcome is called unknown. ``lane_depth`` bounds the orders that wait,
     ``batch_max`` those of one script call. ``sweep_ms`` is the pause between two sweeps of the
-    deadlines; 0 leaves sweeping to other processes.
+    deadlines; 0 leaves sweeping to other processes. ``lease_ms`` is how old "sold out" and "not
+    open" may be when a storm is answered from memory; 0 always asks Redis.
 
     Used as an async context manager, or with ``start`` and ``aclose``.
     """
@@ -80,12 +66,14 @@ class Engine:
         lane_depth: int = 10_000,
         batch_max: int = 256,
         sweep_ms: int = 500,
+        lease_ms: int = 200,
     ) -> None:
         for name, value, low, high in (
             ("timeout_ms", timeout_ms, 1, 600_000),
             ("lane_depth", lane_depth, 1, 1_000_000),
             ("batch_max", batch_max, 1, 1_000),
             ("sweep_ms", sweep_ms, 0, 60_000),
+            ("lease_ms", lease_ms, 0, LEASE_MS_MAX),
         ):
             if type(value) is not int or not low <= value <= high:
                 raise InvalidInput(name, f"{show(value)} is out of range", f"pass {low} to {high}")
@@ -94,7 +82,7 @@ class Engine:
         self.url = url
         self._durability = durability
         self._allow_unverified = allow_unverified
-        self._lane_options = LaneOptions(timeout_ms, lane_depth, batch_max)
+        self._shard_options = ShardOptions(timeout_ms, lane_depth, batch_max, lease_ms)
         self._sweep_ms = sweep_ms
         self._server: EmbeddedServer | None = None
         self._calls = Calls(timeout_ms=timeout_ms)
@@ -281,32 +269,43 @@ class Engine:
         Returns CREATED or EXISTS with the order, or a refusal in the precedence of reserve.lua.
         Raises InvalidInput, Overloaded, OutcomeUnknown, RedisUnavailable, ServerFull.
         """
-        buyer = check_buyer(buyer, "buyer")
-        key = check_key(key, "key")
-        if attrs:
-            attrs = check_attrs(attrs, "attrs")
         for _ in range(2):
             try:
                 shard = self._shards.get(sale) or await self._shard(sale)
             except UnknownSale:
+                check_buyer(buyer, "buyer")
+                check_key(key, "key")
                 return Outcome(Status.UNKNOWN_SALE)
-            lane = shard.lane or await shard.open_lane(self._calls.connection, self._lane_options)
-            order = orders.order_id(sale, buyer, key)
-            cart = orders.cart_text(shard.sale, items)
-            answer, deadline_ms = await lane.submit(
-                order, buyer, orders.attrs_print(attrs), cart, attrs
-            )
-            if answer == _CREATED:
-                return Outcome(
-                    Status.CREATED, _new_order(shard.sale, order, buyer, items, deadline_ms)
-                )
-            if isinstance(answer, bytes):
-                return Outcome(Status.EXISTS, shard.decode(order, answer))
-            if answer != Status.STALE_DEFINITION:
-                return Outcome(Status(answer))
+            outcome = await shard.reserve(buyer, key, items, attrs)
+            if outcome is not None:
+                return outcome
             # The sale was made anew under the same id: read its definition again, once.
             await self._forget(shard)
         return Outcome(Status.STALE_DEFINITION)
+
+    async def reserve_many(self, sale: str, wishes: Sequence[Wish]) -> list[Outcome | SeckillError]:
+        """``reserve`` for many buyers at once, an answer each in the same order. What reserve would
+        raise for a wish is that wish's answer, and harms no other.
+
+        Raises what concerns them all: RedisUnavailable, EngineClosed, InvalidInput (the sale's id).
+        """
+        todo = list(wishes)
+        try:
+            shard = await self._shard(sale)
+        except UnknownSale:
+            return [Outcome(Status.UNKNOWN_SALE)] * len(todo)
+        answers = await shard.reserve_many(todo)
+        return [
+            # The sale was made anew under the same id; the first of these reads it again.
+            await self._again(sale, wish) if answer is None else answer
+            for wish, answer in zip(todo, answers, strict=True)
+        ]
+
+    async def _again(self, sale: str, wish: Wish) -> Outcome | SeckillError:
+        try:
+            return await self.reserve(sale, wish.buyer, wish.key, wish.items, attrs=wish.attrs)
+        except SeckillError as error:
+            return error
 
     async def begin_payment(self, sale: str, order: str, *, buyer: str = "") -> Outcome:
         """The buyer is on the way to the cashier: held becomes paying, with a new deadline.
@@ -430,9 +429,14 @@ class Engine:
             )
             if definition is None:
                 raise UnknownSale(sale)
-            shard = Shard(Sale.from_definition(definition), int(origin_ms))
+            known = Sale.from_definition(definition)
+            shard = Shard(known, int(origin_ms), self._calls, self._shard_options)
             shard = self._shards.setdefault(sale, shard)
         return shard
+
+    def lanes(self) -> dict[str, Lane]:
+        """The lanes that are open here, by sale, for whoever counts."""
+        return {name: shard.lane for name, shard in self._shards.items() if shard.lane}
 
     async def _forget(self, shard: Shard) -> None:
         if self._shards.get(shard.sale.id) is shard:
@@ -488,12 +492,3 @@ class Engine:
 def _buyer(buyer: str) -> str:
     # Nothing else that is empty: None from a session that has ended must not become the backend.
     return buyer if buyer == "" else check_buyer(buyer, "buyer")
-
-
-def _new_order(
-    sale: Sale, order: str, buyer: str, items: Mapping[str, int], deadline_ms: int
-) -> Order:
-    amount_fen = 0
-    for sku, quantity in items.items():
-        amount_fen += sale.items[sale.sku_index[sku]].price_fen * quantity
-    return Order(order, sale.id, buyer, orders.State.HELD, 1, dict(items), amount_fen, deadline_ms)

@@ -35,16 +35,21 @@ from seckill.errors import (
 from seckill.redis import is_transient, refusal_of
 from seckill.scripts import FORMAT, script
 from seckill.status import Status
+from seckill.tally import Histogram
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["Answer", "Lane"]
+__all__ = ["SIZE_BOUNDS", "TRIP_BOUNDS_S", "Answer", "Lane"]
 
 SLOTS: Final = 2
 _COLUMNS: Final = 6
 _TOO_LATE: Final = int(Status.TOO_LATE)
 HALVE_FROM: Final = 32
+SIZE_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+TRIP_BOUNDS_S: Final = tuple(
+    ms / 1000 for ms in (0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500)
+)
 
 _log = logging.getLogger("seckill.lane")
 _pack = msgspec.msgpack.encode
@@ -60,7 +65,12 @@ _Waiting = tuple[str, str, int, str, str, str, "asyncio.Future[Answer]", float]
 
 
 class Lane:
-    """Batches the orders of one shard. Not thread-safe: it belongs to one event loop."""
+    """Batches the orders of one shard. Not thread-safe: it belongs to one event loop.
+
+    ``sizes`` are the orders of each batch that was answered, ``trip_s`` the seconds from its
+    sending to its answer: the socket, the wait for Redis, the script and the wait for the disk.
+    ``depth_max`` is how many orders may wait.
+    """
 
     def __init__(
         self,
@@ -75,7 +85,7 @@ class Lane:
         self._connect = connect
         self._head = (len(keys), *keys, FORMAT, definition_id)
         self._timeout_s = timeout_ms / 1000
-        self._depth_max = depth_max
+        self.depth_max = depth_max
         self._batch_max = batch_max
         self._waiting: deque[_Waiting] = deque()
         self._free: list[asyncio.Future[None]] = []
@@ -85,6 +95,8 @@ class Lane:
         self._loop = asyncio.get_running_loop()
         self.batches = 0
         self.orders = 0
+        self.sizes = Histogram(SIZE_BOUNDS)
+        self.trip_s = Histogram(TRIP_BOUNDS_S)
 
     @property
     def depth(self) -> int:
@@ -127,7 +139,7 @@ class Lane:
         """
         if self._closing or self._offset_ms is None:
             raise EngineClosed("the engine is shutting down")
-        if len(self._waiting) >= self._depth_max:
+        if len(self._waiting) >= self.depth_max:
             raise Overloaded(retry_after_ms=1000)
         future: asyncio.Future[Answer] = self._loop.create_future()
         give_up_s = monotonic() + self._timeout_s
@@ -218,6 +230,7 @@ class Lane:
                 async with asyncio.timeout_at(self._loop.time() + batch[0][7] - monotonic()):
                     connection = slot.connection or await slot.open()
                     sent = True
+                    sent_s = monotonic()
                     reply = await slot.exchange(connection, batch)
             except Exception as error:  # noqa: BLE001 - whatever it is, every caller is told
                 if not isinstance(error, TimeoutError) and not is_transient(error):
@@ -239,6 +252,8 @@ class Lane:
             else:
                 self.batches += 1
                 self.orders += len(batch)
+                self.sizes.add(len(batch))
+                self.trip_s.add(monotonic() - sent_s)
                 if reply[0]:
                     self.learn_time(reply[0])
                 deadline_ms = reply[1]

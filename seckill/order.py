@@ -28,6 +28,8 @@ __all__ = [
     "Order",
     "Outcome",
     "State",
+    "StockOutcome",
+    "Wish",
     "attrs_print",
     "cart_text",
     "order_id",
@@ -91,6 +93,28 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
 
     status: Status
     order: Order | None = None
+
+    @property
+    def ok(self) -> bool:
+        """Whether what was asked for now holds."""
+        return self.status.ok
+
+
+class Wish(msgspec.Struct, frozen=True, gc=False):
+    """One order of many, for Engine.reserve_many: the arguments of Engine.reserve."""
+
+    buyer: str
+    key: str
+    items: Mapping[str, int]
+    attrs: str = ""
+
+
+class StockOutcome(msgspec.Struct, frozen=True):
+    """The answer to add_stock, with the SKU's units as they are now."""
+
+    status: Status
+    available: int
+    total: int
 
     @property
     def ok(self) -> bool:

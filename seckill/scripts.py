@@ -29,6 +29,7 @@ NAMES: Final = (
     "create",
     "expire",
     "inspect",
+    "lease",
     "open",
     "pause",
     "refund",

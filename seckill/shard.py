@@ -1,69 +1,173 @@
-"""What a process knows of one sale: its definition, which never changes, and its lane."""
+"""What a process knows of one sale: its definition, which never changes, its lane, and what may be
+answered from memory.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import Any, Final
 
 import msgspec
 
-from seckill.errors import EngineClosed
+from seckill import order as orders
+from seckill.calls import Calls
+from seckill.errors import EngineClosed, SeckillError
 from seckill.keys import shard_keys
-from seckill.lane import Lane
-from seckill.order import Order, read_order
-from seckill.sale import Sale
+from seckill.lane import Answer, Lane
+from seckill.lease import Lease
+from seckill.order import Order, Outcome, Wish, read_order
+from seckill.sale import Sale, check_attrs, check_buyer, check_key
+from seckill.status import Status
 
-if TYPE_CHECKING:
-    from redis.asyncio.connection import AbstractConnection
+__all__ = ["Shard", "ShardOptions"]
 
-__all__ = ["LaneOptions", "Shard"]
+SCAN_COUNT: Final = 1_000
+
+_CREATED: Final = int(Status.CREATED)
+_STALE: Final = int(Status.STALE_DEFINITION)
+_LEASABLE: Final = (int(Status.SOLD_OUT), int(Status.NOT_OPEN))
+# Under a storm most answers are one of these, and they are all alike.
+_REFUSALS: Final = {int(status): Outcome(status) for status in Status if not status.ok}
 
 
-class LaneOptions(msgspec.Struct, frozen=True):
-    """The engine's options that its lanes need."""
+class ShardOptions(msgspec.Struct, frozen=True):
+    """The engine's options that its shards need."""
 
     timeout_ms: int
     depth_max: int
     batch_max: int
+    lease_ms: int
 
 
 class Shard:
     """One sale, as far as this process knows it."""
 
-    def __init__(self, sale: Sale, origin_ms: int) -> None:
+    def __init__(self, sale: Sale, origin_ms: int, calls: Calls, options: ShardOptions) -> None:
         self.sale = sale
         self.origin_ms = origin_ms
         self.keys = shard_keys(sale.id)
         self.lane: Lane | None = None
+        self._calls = calls
+        self._options = options
         self._opening: asyncio.Task[Lane] | None = None
         self._closed = False
+        lease_ms = options.lease_ms
+        self.lease = Lease(sale, self._ask_lease, self._read_buyers, lease_ms) if lease_ms else None
 
     def decode(self, order: str, record: bytes) -> Order:
         """The order that a record describes."""
         return read_order(self.sale, self.origin_ms, order, record.decode())
 
-    async def open_lane(
-        self, connect: Callable[[], AbstractConnection], options: LaneOptions
-    ) -> Lane:
+    async def reserve(
+        self, buyer: str, key: str, items: Mapping[str, int], attrs: str
+    ) -> Outcome | None:
+        """Engine.reserve for this sale. None: its definition is not the server's any more."""
+        lane = self.lane or await self.open_lane()
+        order, waiting = self._submit(lane, buyer, key, items, attrs)
+        if isinstance(waiting, Outcome):
+            return waiting
+        return self._outcome(order, buyer, items, await waiting)
+
+    async def reserve_many(self, wishes: list[Wish]) -> list[Outcome | SeckillError | None]:
+        """The same for many, an answer each; what reserve would raise is an answer here."""
+        lane = self.lane or await self.open_lane()
+        answers: list[Outcome | SeckillError | None] = []
+        sent: list[tuple[int, str]] = []
+        futures: list[asyncio.Future[Answer]] = []
+        for wish in wishes:
+            try:
+                order, waiting = self._submit(lane, wish.buyer, wish.key, wish.items, wish.attrs)
+            except SeckillError as error:
+                answers.append(error)
+                continue
+            if isinstance(waiting, Outcome):
+                answers.append(waiting)
+                continue
+            sent.append((len(answers), order))
+            futures.append(waiting)
+            answers.append(None)
+        # Futures of the lane, so no task is made for any of them.
+        for (place, order), answer in zip(
+            sent, await asyncio.gather(*futures, return_exceptions=True), strict=True
+        ):
+            wish = wishes[place]
+            if isinstance(answer, SeckillError):
+                answers[place] = answer
+            elif isinstance(answer, BaseException):
+                raise answer
+            else:
+                answers[place] = self._outcome(order, wish.buyer, wish.items, answer)
+        return answers
+
+    def _submit(
+        self, lane: Lane, buyer: str, key: str, items: Mapping[str, int], attrs: str
+    ) -> tuple[str, Outcome | asyncio.Future[Answer]]:
+        """The order's id, and its answer or where that will come. Raises what reserve raises."""
+        buyer = check_buyer(buyer, "buyer")
+        key = check_key(key, "key")
+        if attrs:
+            attrs = check_attrs(attrs, "attrs")
+        cart = orders.cart_text(self.sale, items)
+        if self.lease is not None:
+            refusal = self.lease.refusal(buyer, cart)
+            if refusal is not None:
+                return "", _REFUSALS[refusal]
+        order = orders.order_id(self.sale.id, buyer, key)
+        return order, lane.submit(order, buyer, orders.attrs_print(attrs), cart, attrs)
+
+    def _outcome(
+        self, order: str, buyer: str, items: Mapping[str, int], reply: Answer
+    ) -> Outcome | None:
+        answer, deadline_ms = reply
+        if answer == _CREATED:
+            return Outcome(Status.CREATED, _new_order(self.sale, order, buyer, items, deadline_ms))
+        if isinstance(answer, bytes):
+            return Outcome(Status.EXISTS, self.decode(order, answer))
+        if answer == _STALE:
+            return None
+        if answer in _LEASABLE and self.lease is not None:
+            self.lease.noticed()
+        return _REFUSALS[answer]
+
+    async def _ask_lease(self) -> list[Any]:
+        options = (self.sale.definition_id, self._options.lease_ms)
+        reply: list[Any] = await self._calls.run("lease", self.keys, *options)
+        return reply
+
+    async def _read_buyers(self) -> set[str]:
+        client, cursor = self._calls.client, b"0"
+        found: set[str] = set()
+        while True:
+            # A part at a time: Redis has other things to do in such a second.
+            cursor, fields = await self._calls.attempt(
+                lambda at=cursor: client.execute_command(  # type: ignore[misc]
+                    "HSCAN", self.keys[2], at, "COUNT", SCAN_COUNT
+                )
+            )
+            found.update(buyer.decode() for buyer in fields)
+            if int(cursor) == 0:
+                return found
+
+    async def open_lane(self) -> Lane:
         """The lane, opened when it is first asked for. Raises RedisUnavailable, EngineClosed."""
         if self.lane is not None:
             return self.lane
         # One attempt for all who wait: on a server that is stuck, a queue of attempts would let the
         # last caller wait for the time-outs of all the others.
         if self._opening is None:
-            self._opening = asyncio.create_task(self._open(connect, options))
+            self._opening = asyncio.create_task(self._open())
         return await asyncio.shield(self._opening)
 
-    async def _open(self, connect: Callable[[], AbstractConnection], options: LaneOptions) -> Lane:
+    async def _open(self) -> Lane:
         try:
             lane = Lane(
-                connect,
+                self._calls.connection,
                 self.keys,
                 self.sale.definition_id,
-                timeout_ms=options.timeout_ms,
-                depth_max=options.depth_max,
-                batch_max=options.batch_max,
+                timeout_ms=self._options.timeout_ms,
+                depth_max=self._options.depth_max,
+                batch_max=self._options.batch_max,
             )
             await lane.start()
             if self._closed:
@@ -77,7 +181,18 @@ class Shard:
     async def aclose(self) -> None:
         """Answers what waits in the lane, also in one that is only being opened, and closes it."""
         self._closed = True
+        if self.lease is not None:
+            await self.lease.aclose()
         if self._opening is not None:
             await asyncio.gather(self._opening, return_exceptions=True)
         if self.lane is not None:
             await self.lane.aclose()
+
+
+def _new_order(
+    sale: Sale, order: str, buyer: str, items: Mapping[str, int], deadline_ms: int
+) -> Order:
+    amount_fen = 0
+    for sku, quantity in items.items():
+        amount_fen += sale.items[sale.sku_index[sku]].price_fen * quantity
+    return Order(order, sale.id, buyer, orders.State.HELD, 1, dict(items), amount_fen, deadline_ms)

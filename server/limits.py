@@ -20,14 +20,14 @@ KEYS_MAX: Final = 100_000
 class Limiter:
     """Lets each key through ``burst`` times at once and ``per_s`` times a second in the long run.
 
-    A key that has been quiet for burst/per_s seconds is as good as new, so what is known of it is
-    dropped: entries live in two generations, a new one begins every burst/per_s seconds, and the one
-    before the last is forgotten whole. That costs nobody a sweep and loses nothing.
+    A key that has been quiet for burst/per_s seconds is as good as new, so nothing need be known of
+    it. Entries live in two generations: every burst/per_s seconds a new one begins, and the one
+    before the last is forgotten whole. That needs no sweep and loses nothing.
 
     A generation also ends when it holds half of ``keys_max``. Then the keys that were quiet the
-    longest may start with a full burst again: under a flood of keys the limiter remembers less far
-    back (keys_max / 2 requests at least), but it never grows and never refuses a newcomer for what
-    others do. It takes about 200 bytes a key, and keys should be short.
+    longest may start with a full burst again: under a flood of keys the limiter looks back over the
+    last keys_max/2 of them instead of the full time, but it never grows, and never refuses a
+    newcomer for what others do.
 
     Each process counts for itself.
     """

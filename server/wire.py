@@ -17,6 +17,11 @@ from seckill.sale import ATTRS_BYTES_MAX, ITEMS_MAX, Item, Sale
 from seckill.snapshot import Snapshot
 
 __all__ = [
+    "BATCH_MAX",
+    "BatchAnswer",
+    "BatchDocument",
+    "BatchOrder",
+    "BatchRequest",
     "HealthDocument",
     "ItemDocument",
     "OrderDocument",
@@ -24,6 +29,7 @@ __all__ = [
     "OrderRequest",
     "OutcomeDocument",
     "PaymentRequest",
+    "Phase",
     "ProblemDocument",
     "RefundRequest",
     "SaleDocument",
@@ -32,10 +38,12 @@ __all__ = [
     "TimeDocument",
     "encode",
     "order_document",
+    "phase_of",
     "sale_document",
     "sale_entry",
 ]
 
+BATCH_MAX: Final = 1_000
 encode: Final = msgspec.json.Encoder().encode
 
 
@@ -69,6 +77,21 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     return_limit: bool
 
 
+class BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """One buyer's wish in a batch: what a single order says in its path, headers and body."""
+
+    buyer: Annotated[str, Meta(min_length=1, max_length=64)]
+    key: Annotated[str, Meta(min_length=1, max_length=64)]
+    items: Annotated[list[OrderLine], Meta(min_length=1, max_length=ITEMS_MAX)]
+    attrs: Annotated[str, Meta(max_length=ATTRS_BYTES_MAX)] = ""
+
+
+class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Orders of many buyers. They are decided in this order."""
+
+    orders: Annotated[list[BatchOrder], Meta(min_length=1, max_length=BATCH_MAX)]
+
+
 class OrderDocument(msgspec.Struct, frozen=True):
     """An order. ``deadline_ms`` is there while it is held or paying. The first of ``payments`` paid
     for the order, all others are due for refund."""
@@ -90,6 +113,23 @@ class OutcomeDocument(msgspec.Struct, frozen=True):
 
     code: str
     order: OrderDocument
+
+
+class BatchAnswer(msgspec.Struct, frozen=True, omit_defaults=True, gc=False):
+    """The answer to one order of a batch: ``status`` and ``code`` are those that the order alone
+    would have got, the rest is as in an outcome or a problem."""
+
+    status: int
+    code: str
+    order: OrderDocument | None = None
+    detail: str | None = None
+    field: str | None = None
+
+
+class BatchDocument(msgspec.Struct, frozen=True):
+    """One answer for each order, in the same order."""
+
+    answers: list[BatchAnswer]
 
 
 class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
@@ -123,24 +163,23 @@ Phase = Literal["created", "not_started", "selling", "ended", "paused", "closed"
 
 
 class SaleEntry(msgspec.Struct, frozen=True):
-    """A sale in the list, as of ``at_ms``."""
+    """A sale in the list."""
 
     id: str
     title: str
     phase: Phase
-    at_ms: int
     opens_ms: int
     ends_ms: int
 
 
 class SaleDocument(msgspec.Struct, frozen=True):
-    """A sale as a buyer sees it, as of ``at_ms``. Limits of 0 are none; ``sold_out`` may become
-    false again, when a hold expires."""
+    """A sale as a buyer sees it. Limits of 0 are none; ``sold_out`` may become false again, when a
+    hold expires. Nothing here changes by itself, so that a cache can keep it: the time is in the
+    header Seckill-Time-Ms."""
 
     id: str
     title: str
     phase: Phase
-    at_ms: int
     opens_ms: int
     ends_ms: int
     hold_ms: int
@@ -187,7 +226,7 @@ def order_document(order: Order) -> OrderDocument:
 
 def sale_entry(sale: Sale, now: Snapshot) -> SaleEntry:
     """A sale's line in the list. The window is the snapshot's: that one is enforced."""
-    return SaleEntry(sale.id, sale.title, _phase(now), now.at_ms, now.opens_ms, now.ends_ms)
+    return SaleEntry(sale.id, sale.title, phase_of(now), now.opens_ms, now.ends_ms)
 
 
 def sale_document(sale: Sale, now: Snapshot) -> SaleDocument:
@@ -195,8 +234,7 @@ def sale_document(sale: Sale, now: Snapshot) -> SaleDocument:
     return SaleDocument(
         sale.id,
         sale.title,
-        _phase(now),
-        now.at_ms,
+        phase_of(now),
         now.opens_ms,
         now.ends_ms,
         sale.hold_ms,
@@ -219,5 +257,5 @@ def _item_document(item: Item, now: Snapshot) -> ItemDocument:
     )
 
 
-def _phase(now: Snapshot) -> Phase:
+def phase_of(now: Snapshot) -> Phase:
     return now.phase.replace(" ", "_")  # type: ignore[return-value]

@@ -40,8 +40,8 @@ MUTATIONS = (
     Mutation(
         "a pause is ignored",
         ("reserve",),
-        "or sale.state == 'paused' then\n    closed = STATUS.PAUSED",
-        "or sale.state == 'paused' then\n    closed = nil",
+        "or sale.state == 'paused' then return STATUS.PAUSED end",
+        "or sale.state == 'paused' then return nil end",
     ),
     Mutation(
         "units are forgotten",

@@ -22,7 +22,8 @@ read_clock(sale)
 local closed = closed_status(sale)
 local reply = { closed or STATUS.DONE, 0, redis.call('HLEN', KEYS[3]) }
 if closed then
-  if closed == STATUS.NOT_OPEN then reply[2] = math.max(0, sale.opens_ms - sale.now_ms) end
+  -- One less, because now_ms is cut to the whole millisecond before.
+  if closed == STATUS.NOT_OPEN then reply[2] = math.max(0, sale.opens_ms - sale.now_ms - 1) end
   return reply
 end
 -- Longer than the process counts, because TIME is cut to whole milliseconds and clocks drift.

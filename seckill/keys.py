@@ -4,9 +4,9 @@ of them, in this order, so ``KEYS[n]`` means the same in each script and fragmen
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
-__all__ = ["NAMES", "SALES", "shard_keys", "stream_key"]
+__all__ = ["NAMES", "SALES", "RelayKeys", "relay_keys", "shard_keys", "stream_key"]
 
 NAMES: Final = ("sale", "stock", "buyers", "orders", "holds", "paying", "events")
 SALES: Final = "sk:sales"
@@ -21,3 +21,22 @@ def shard_keys(sale: str, shard: int = 0) -> tuple[str, ...]:
 def stream_key(sale: str, shard: int = 0) -> str:
     """The event stream of one shard."""
     return f"sk:{{{sale}:{shard}}}:events"
+
+
+class RelayKeys(NamedTuple):
+    """What `seckill relay` keeps of one shard, beside its consumer group in the stream.
+
+    ``lease`` (string): the token of the one active relay. ``done`` (hash): entry id to the bits of
+    those of its events that are dealt with, while others are not. ``dead`` (hash): ``seq:subject``
+    to a dead letter. ``again`` (set): the subjects whose dead letters are to be sent again.
+    """
+
+    lease: str
+    done: str
+    dead: str
+    again: str
+
+
+def relay_keys(sale: str, shard: int = 0) -> RelayKeys:
+    """The relay's keys of one shard; no script knows them."""
+    return RelayKeys(*(f"sk:{{{sale}:{shard}}}:relay-{name}" for name in RelayKeys._fields))

@@ -21,8 +21,19 @@ from seckill.sale import Sale
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["Event", "EventKind", "consume", "decode_entry", "read_all"]
+__all__ = [
+    "SALE_SUBJECT",
+    "Event",
+    "EventKind",
+    "consume",
+    "decode_entry",
+    "decode_event",
+    "make_group",
+    "read_all",
+]
 
+SALE_SUBJECT = "sale"
+"""What an event of the sale has in place of an order id."""
 READ_COUNT = 500
 PATIENCE_S = 5.0
 
@@ -91,23 +102,28 @@ def decode_entry(
     """The events of one stream entry, in order. ``fields`` alternates subject and value."""
     at, _, last = entry_id.decode().partition("-")
     parts = [part.decode() for part in fields]
-    seq = int(last) - len(parts) // 2
-    events = []
-    for subject, value in zip(parts[::2], parts[1::2], strict=True):
-        seq += 1
-        word, _, rest = value.partition("|")
-        if subject == "sale":
-            events.append(Event(sale.id, seq, int(at), _SALE_KINDS[word], None, rest))
-            continue
-        detail, _, record = rest.partition("|")
-        attrs = ""
-        if word == "held":
-            # A new order's record has three parts; what follows is the caller's, bars and all.
-            head, cart, buyer, attrs = record.split("|", 3)
-            record = f"{head}|{cart}|{buyer}"
-        order = read_order(sale, origin_ms, subject, record)
-        events.append(Event(sale.id, seq, int(at), _ORDER_KINDS[word], order, detail, attrs))
-    return events
+    first = int(last) - len(parts) // 2 + 1
+    return [
+        decode_event(sale, origin_ms, int(at), seq, subject, value)
+        for seq, (subject, value) in enumerate(zip(parts[::2], parts[1::2], strict=True), first)
+    ]
+
+
+def decode_event(
+    sale: Sale, origin_ms: int, at_ms: int, seq: int, subject: str, value: str
+) -> Event:
+    """One event, from its field of an entry. Raises LookupError or ValueError for a damaged one."""
+    word, _, rest = value.partition("|")
+    if subject == SALE_SUBJECT:
+        return Event(sale.id, seq, at_ms, _SALE_KINDS[word], None, rest)
+    detail, _, record = rest.partition("|")
+    attrs = ""
+    if word == "held":
+        # A new order's record has three parts; what follows is the caller's, bars and all.
+        head, cart, buyer, attrs = record.split("|", 3)
+        record = f"{head}|{cart}|{buyer}"
+    order = read_order(sale, origin_ms, subject, record)
+    return Event(sale.id, seq, at_ms, _ORDER_KINDS[word], order, detail, attrs)
 
 
 async def read_all(
@@ -129,6 +145,19 @@ async def read_all(
             return
 
 
+async def make_group(client: Redis, key: str, group: str) -> None:
+    """Makes a group that begins at the first event, unless it is there already."""
+    from redis.exceptions import ResponseError
+
+    # Asked first, because a full server refuses to make a group that it has already.
+    if group.encode() not in [known["name"] for known in await client.xinfo_groups(key)]:
+        try:
+            await client.xgroup_create(key, group, id="0")
+        except ResponseError as error:
+            if not str(error).startswith("BUSYGROUP"):
+                raise
+
+
 async def consume(
     client: Redis,
     sale: Sale,
@@ -146,16 +175,8 @@ async def consume(
     Delivery is at least once: what a consumer took and never acknowledged goes to another one of
     the group after ``reclaim_ms``. ``follow=False`` ends when nothing is left.
     """
-    from redis.exceptions import ResponseError
-
     key = stream_key(sale.id)
-    # Asked first, because a full server refuses to make a group that it has already.
-    if group.encode() not in [known["name"] for known in await client.xinfo_groups(key)]:
-        try:
-            await client.xgroup_create(key, group, id="0")
-        except ResponseError as error:
-            if not str(error).startswith("BUSYGROUP"):
-                raise
+    await make_group(client, key, group)
     cursor: Any = "0-0"
     while True:
         # Not redis-py's own timeout: that writes under asyncio.wait_for, which before Python 3.12

@@ -1,16 +1,345 @@
-"""Placeholder of the lead, so that the tree can be imported: its owner replaces the whole file."""
+"""What the intake counts. docs/observability.md lists it for whoever reads it.
+
+An answer costs its request one look into a dict and one bucket; once a second all of it becomes
+samples (samples.py). No label ever holds what a client or a buyer chose: verbs and codes are ours,
+and a scrape shows a bounded number of sales.
+"""
 
 from __future__ import annotations
 
-from seckill.engine import Engine
+import asyncio
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterable, Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Final, NamedTuple
+from weakref import WeakKeyDictionary
 
-__all__ = ["Metrics"]
+from prometheus_client.exposition import generate_latest
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import CollectorRegistry
+
+from seckill.engine import Engine
+from seckill.errors import SeckillError, UnknownSale
+from seckill.lane import SIZE_BOUNDS, TRIP_BOUNDS_S, Lane
+from seckill.snapshot import Snapshot
+from seckill.tally import Histogram
+
+from .samples import Alone, Family, Sample, Shared, Store, families
+
+__all__ = ["CONTENT_TYPE", "FAMILIES", "Metrics"]
+
+CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
+
+FLUSH_S: Final = 1.0
+READY_S: Final = 1.0
+# A mall's own gate may invent codes. More series than this become "other".
+SERIES_MAX: Final = 500
+OTHER: Final = "other"
+# The verb whose answers are the answers to orders.
+RESERVE: Final = "reserve"
+# Sales that one scrape shows, and how many it looks at to find them.
+SALES_MAX: Final = 20
+LOOKS_MAX: Final = 100
+LOOK_S: Final = 1.0
+
+ANSWER_BOUNDS_S: Final = tuple(
+    ms / 1000 for ms in (0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000)
+)
+
+ANSWERS: Final = Family("seckill_answers", "counter", "Requests answered.", ("verb", "code"))
+ANSWER_SECONDS: Final = Family(
+    "seckill_answer_seconds",
+    "histogram",
+    "From a request's head being read to its answer being ready to send.",
+    ("verb",),
+)
+ORDERS: Final = Family(
+    "seckill_orders", "counter", "Orders asked for, alone or in a batch, by answer.", ("code",)
+)
+BATCH_ORDERS: Final = Family(
+    "seckill_batch_orders", "histogram", "Orders that reached Redis in one script call."
+)
+SCRIPT_SECONDS: Final = Family(
+    "seckill_script_seconds",
+    "histogram",
+    "From sending a batch to its answer: the socket, the script, the wait for Redis and its disk.",
+)
+LANE_DEPTH: Final = Family(
+    "seckill_lane_depth", "gauge", "Orders that wait to be sent to Redis.", workers="livesum"
+)
+LANE_FILL: Final = Family(
+    "seckill_lane_fill_ratio",
+    "gauge",
+    "How full the fullest lane is; at 1 orders are answered 503 overloaded.",
+    workers="livemax",
+)
+IN_FLIGHT: Final = Family(
+    "seckill_in_flight", "gauge", "Requests that wait for their answer.", workers="livesum"
+)
+READY: Final = Family(
+    "seckill_ready", "gauge", "1 if every worker would answer /readyz with 200.", workers="livemin"
+)
+WORKERS: Final = Family(
+    "seckill_workers", "gauge", "Processes that take requests.", workers="livesum"
+)
+LOOP_LAG: Final = Family(
+    "seckill_loop_lag_seconds",
+    "histogram",
+    "How late a worker woke up, asked once a second: it has more to do than it can.",
+)
+CPU: Final = Family("seckill_cpu_seconds", "counter", "Processor time of all workers.")
+MEMORY: Final = Family(
+    "seckill_resident_bytes", "gauge", "Memory of all workers.", workers="livesum"
+)
+SALE_UNITS: Final = Family(
+    "seckill_sale_units", "gauge", "Units of a sale, over all its SKUs.", ("sale", "state")
+)
+SALE_ORDERS: Final = Family("seckill_sale_orders", "counter", "Orders ever accepted.", ("sale",))
+SALE_PHASE: Final = Family(
+    "seckill_sale_phase", "gauge", "1 for the phase a sale is in.", ("sale", "phase")
+)
+
+FAMILIES: Final = (
+    *(ANSWERS, ANSWER_SECONDS, ORDERS, BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
+    *(IN_FLIGHT, READY, WORKERS, LOOP_LAG, CPU, MEMORY, SALE_UNITS, SALE_ORDERS, SALE_PHASE),
+)
+
+_PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
+_STATM: Final = Path("/proc/self/statm")
+
+_log = logging.getLogger("seckill.server")
+
+
+class _Answers:
+    """The answers of one verb with one code."""
+
+    __slots__ = ("count", "seconds")
+
+    def __init__(self, seconds: Histogram) -> None:
+        self.count = 0
+        self.seconds = seconds
+
+
+class _Seen(NamedTuple):
+    """What was read of a lane's histogram before."""
+
+    counts: tuple[int, ...]
+    sum: float
 
 
 class Metrics:
-    """Counts nothing."""
+    """The numbers of one intake in one process. It belongs to one event loop."""
 
-    def __init__(self, engine: Engine) -> None: ...
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._answers: dict[tuple[str, str], _Answers] = {}
+        self._seconds: dict[str, Histogram] = {}
+        self._orders: Counter[str] = Counter()
+        self._batch_orders = Histogram(SIZE_BOUNDS)
+        self._script_s = Histogram(TRIP_BOUNDS_S)
+        self._seen: WeakKeyDictionary[Lane, tuple[_Seen, _Seen]] = WeakKeyDictionary()
+        self._loop_lag_s = Histogram(ANSWER_BOUNDS_S)
+        self._in_flight: Callable[[], int] = int
+        self._ready: Callable[[], Awaitable[object]] = engine.now_ms
+        self._is_ready = False
+        self._store: Store = Alone()
+        self._sales = _Sales(engine)
+        self._task: asyncio.Task[None] | None = None
+        self._probe: asyncio.Task[None] | None = None
 
     def answered(self, verb: str, code: str, seconds: float) -> None:
-        """One answer."""
+        """A request was answered. ``verb`` is what was asked (a handler's name), ``code`` the
+        stable code of the answer."""
+        answers = self._answers.get((verb, code)) or self._first(verb, code)
+        answers.count += 1
+        answers.seconds.add(seconds)
+
+    def ordered(self, codes: Iterable[str]) -> None:
+        """The orders of one batch were answered, one code each. An order that is a request of its
+        own needs no more than ``answered``."""
+        self._orders.update(codes)
+
+    async def start(
+        self, in_flight: Callable[[], int], ready: Callable[[], Awaitable[object]]
+    ) -> None:
+        """Begins to put numbers where a scrape finds them. ``in_flight`` counts requests under way;
+        ``ready`` raises SeckillError unless this process can take orders.
+
+        With PROMETHEUS_MULTIPROC_DIR set, workers that share it answer a scrape for each other.
+        Raises OSError when that directory can't be written to.
+        """
+        self._in_flight, self._ready = in_flight, ready
+        if folder := os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+            self._store = Shared(Path(folder) / "seckill")
+        await self._look_ready()
+        self._store.write(self._samples())
+        self._task = asyncio.create_task(self._run())
+
+    async def aclose(self) -> None:
+        """Puts down the last numbers. Can be repeated."""
+        tasks = [task for task in (self._task, self._probe) if task is not None]
+        self._task = self._probe = None
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+            self._store.write(self._samples())
+            self._store.close()
+
+    async def render(self) -> bytes:
+        """The numbers of all workers in Prometheus's text format, see CONTENT_TYPE. Those of other
+        workers are up to a second old."""
+        self._store.write(self._samples())
+        sales = await self._sales.look()
+        # Many workers have many files to read, and this one has orders to answer meanwhile.
+        return await asyncio.to_thread(_text, self._store, sales)
+
+    def _first(self, verb: str, code: str) -> _Answers:
+        if len(self._answers) >= SERIES_MAX:
+            verb = code = OTHER
+        if verb not in self._seconds:
+            self._seconds[verb] = Histogram(ANSWER_BOUNDS_S)
+        return self._answers.setdefault((verb, code), _Answers(self._seconds[verb]))
+
+    async def _run(self) -> None:
+        while True:
+            slept_s = monotonic()
+            await asyncio.sleep(FLUSH_S)
+            self._loop_lag_s.add(max(0.0, monotonic() - slept_s - FLUSH_S))
+            try:
+                self._store.write(self._samples())
+            except Exception:  # noqa: BLE001 - a full disk must end neither this nor the intake
+                _log.exception("metrics could not be written")
+            # By itself, because while Redis hangs the others still read our numbers.
+            if self._probe is None or self._probe.done():
+                self._probe = asyncio.create_task(self._look_ready())
+
+    async def _look_ready(self) -> None:
+        try:
+            async with asyncio.timeout(READY_S):
+                await self._ready()
+        except (SeckillError, TimeoutError):
+            self._is_ready = False
+        except Exception:  # noqa: BLE001 - whatever it is, nobody should be sent here
+            self._is_ready = False
+            _log.exception("readiness could not be told")
+        else:
+            self._is_ready = True
+
+    def _samples(self) -> Iterator[Sample]:
+        orders = self._orders.copy()
+        for (verb, code), answers in self._answers.items():
+            yield Sample(ANSWERS, (verb, code), answers.count)
+            if verb == RESERVE:
+                orders[code] += answers.count
+        for verb, seconds in self._seconds.items():
+            yield Sample(ANSWER_SECONDS, (verb,), seconds)
+        for code, count in orders.items():
+            yield Sample(ORDERS, (code,), count)
+        lanes = self._engine.lanes().values()
+        self._read(lanes)
+        yield Sample(BATCH_ORDERS, (), self._batch_orders)
+        yield Sample(SCRIPT_SECONDS, (), self._script_s)
+        yield Sample(LANE_DEPTH, (), sum(lane.depth for lane in lanes))
+        yield Sample(LANE_FILL, (), max((lane.depth / lane.depth_max for lane in lanes), default=0))
+        yield Sample(IN_FLIGHT, (), self._in_flight())
+        yield Sample(READY, (), self._is_ready)
+        yield Sample(WORKERS, (), 1)
+        yield Sample(LOOP_LAG, (), self._loop_lag_s)
+        yield Sample(CPU, (), time.process_time())
+        if _STATM.exists():
+            yield Sample(MEMORY, (), int(_STATM.read_text().split()[1]) * _PAGE_BYTES)
+
+    def _read(self, lanes: Iterable[Lane]) -> None:
+        """Adds what the lanes counted since the last time. A lane goes when its sale is made anew,
+        and what it counted must stay."""
+        for lane in lanes:
+            before = self._seen.get(lane, (None, None))
+            self._seen[lane] = (
+                _grown(self._batch_orders, lane.sizes, before[0]),
+                _grown(self._script_s, lane.trip_s, before[1]),
+            )
+
+
+class _Sales:
+    """The sales of a scrape, looked at for it and at most once a second."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._settled: set[str] = set()
+        self._fresh_until_s = 0.0
+        self._looking = asyncio.Lock()
+        self._found: list[Metric] = []
+
+    async def look(self) -> list[Metric]:
+        """Up to SALES_MAX sales: those that sell first, then the next ones. None when Redis does
+        not answer in a second."""
+        async with self._looking:
+            if monotonic() >= self._fresh_until_s:
+                try:
+                    async with asyncio.timeout(LOOK_S):
+                        found = await self._snapshots()
+                except (SeckillError, TimeoutError):
+                    found = []
+                self._found = families(_sale_samples(found))
+                self._fresh_until_s = monotonic() + LOOK_S
+        return self._found
+
+    async def _snapshots(self) -> list[Snapshot]:
+        running = []
+        names = [name for name in await self._engine.sales() if name not in self._settled]
+        for name in names[:LOOKS_MAX]:
+            try:
+                snapshot = await self._engine.snapshot(name)
+            except UnknownSale:
+                continue  # Its creation was cut short.
+            if snapshot.state == "settled":
+                self._settled.add(name)
+            else:
+                running.append(snapshot)
+        running.sort(key=_by_interest)
+        return running[:SALES_MAX]
+
+
+def _by_interest(now: Snapshot) -> tuple[bool, bool, int]:
+    return now.phase != "selling", now.ends_ms <= now.at_ms, now.opens_ms
+
+
+def _sale_samples(snapshots: Iterable[Snapshot]) -> Iterator[Sample]:
+    for now in snapshots:
+        for state in ("available", "held", "confirmed"):
+            units = sum(getattr(stock, state) for stock in now.stock.values())
+            yield Sample(SALE_UNITS, (now.sale, state), units)
+        yield Sample(SALE_ORDERS, (now.sale,), now.orders)
+        yield Sample(SALE_PHASE, (now.sale, now.phase.replace(" ", "_")), 1)
+
+
+def _grown(into: Histogram, source: Histogram, before: _Seen | None) -> _Seen:
+    now = _Seen(tuple(source.counts), source.sum)
+    if before is None:
+        into.grow(now.counts, now.sum)
+    elif now != before:
+        counts = [new - old for new, old in zip(now.counts, before.counts, strict=True)]
+        into.grow(counts, now.sum - before.sum)
+    return now
+
+
+class _Scrape:
+    """What prometheus_client asks for metrics."""
+
+    def __init__(self, metrics: list[Metric]) -> None:
+        self._metrics = metrics
+
+    def collect(self) -> list[Metric]:
+        return self._metrics
+
+
+def _text(store: Store, sales: list[Metric]) -> bytes:
+    registry = CollectorRegistry(auto_describe=False)
+    registry.register(_Scrape([*store.collect(), *sales]))
+    text: bytes = generate_latest(registry)
+    return text

@@ -95,8 +95,8 @@ def red(check: str, seen: str, remedy: str) -> Finding:
 
 def shown_bytes(size: float) -> str:
     """``3.2 MB``; a megabyte is 1,048,576 bytes, as in Redis."""
-    for unit in ("bytes", "kB", "MB", "GB"):
-        if abs(size) < 1024 or unit == "GB":
-            return f"{size:,.0f} {unit}" if unit == "bytes" or size >= 100 else f"{size:,.1f} {unit}"
-        size /= 1024
-    raise AssertionError
+    units = ["GB", "MB", "kB", "bytes"]
+    while abs(size) >= 1_024 and len(units) > 1:
+        units.pop()
+        size /= 1_024
+    return f"{size:,.{0 if size >= 100 or units[-1] == 'bytes' else 1}f} {units[-1]}"

@@ -144,10 +144,11 @@ async def _config(client: Redis) -> dict[str, str]:
     for name in _SETTINGS:
         # One by one: a managed server may hide one and tell another.
         try:
-            told |= await client.config_get(name)
+            answer: Any = await client.config_get(name)
         except ResponseError:
             continue
-    return {name: str(value) for name, value in told.items()}
+        told |= answer
+    return told
 
 
 async def _clock(client: Redis) -> tuple[float, float, int]:
@@ -201,14 +202,15 @@ async def _slow(client: Redis) -> tuple[SlowCommand, ...] | None:
 
 async def _plan(client: Redis) -> Plan:
     """What the sales that are not over may still sell; all share the server's memory."""
-    names = sorted(name.decode("utf-8", "replace") for name in await client.smembers(SALES))
+    members: Any = await client.smembers(SALES)
+    names = sorted(name.decode("utf-8", "replace") for name in members)
     sales = units = orders = 0
     for name in names[:SALES_READ]:
         keys = shard_keys(name)
         async with client.pipeline(transaction=False) as pipe:
-            pipe.hget(keys[0], "state")
-            pipe.hgetall(keys[1])
-            pipe.hlen(keys[3])
+            pipe.execute_command("HGET", keys[0], "state")
+            pipe.execute_command("HGETALL", keys[1])
+            pipe.execute_command("HLEN", keys[3])
             state, stock, made = await pipe.execute(raise_on_error=False)
         if state in (None, b"closed", b"settled") or isinstance(state, Exception):
             continue

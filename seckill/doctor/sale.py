@@ -70,15 +70,17 @@ async def read_sale(client: Redis, sale: str) -> SaleReading:
     """Reads a sale as it is, damaged or not."""
     keys = shard_keys(sale)
     async with client.pipeline(transaction=True) as pipe:
-        for key in keys:
-            pipe.type(key)
-        pipe.time()
-        pipe.hgetall(keys[0])
-        pipe.hgetall(keys[1])
-        pipe.hlen(keys[2])
-        pipe.hlen(keys[3])
-        pipe.execute_command("XRANGE", keys[6], "-", "+", "COUNT", 1)
-        pipe.xinfo_stream(keys[6])
+        for command in (
+            *(("TYPE", key) for key in keys),
+            ("TIME",),
+            ("HGETALL", keys[0]),
+            ("HGETALL", keys[1]),
+            ("HLEN", keys[2]),
+            ("HLEN", keys[3]),
+            ("XRANGE", keys[6], "-", "+", "COUNT", 1),
+            ("XINFO STREAM", keys[6]),
+        ):
+            pipe.execute_command(*command)
         found = await pipe.execute(raise_on_error=False)
     kinds, (time, header, stock, buyers, orders, first, stream) = found[:7], found[7:]
     return SaleReading(
@@ -135,9 +137,7 @@ def _definition(sale: SaleReading) -> tuple[Sale | None, Finding]:
         return None, red("sale", f"its definition can't be read: {error}", _BROKEN)
     if definition.definition_id != header.get("definition_id"):
         return None, red("sale", "its definition is not the one it was created with", _BROKEN)
-    changed = [
-        name for name in _COPIES if header.get(name) != str(getattr(definition, name))
-    ]
+    changed = [name for name in _COPIES if header.get(name) != str(getattr(definition, name))]
     if changed:
         seen = f"{', '.join(changed)} differ from its definition"
         return definition, red("sale", seen, _BROKEN)
@@ -234,14 +234,11 @@ def _sale_clock(sale: SaleReading) -> Finding:
             "still until then",
             "set the server's clock right (NTP)",
         )
-    held = any(
-        sale.stock[name] != "0" for name in _taken(sale) if name.endswith(":held")
-    )
+    held = any(sale.stock[name] != "0" for name in _taken(sale) if name.endswith(":held"))
     if held and gone_ms > sale.number("clock_jump_ms"):
         return red(
             "sale-clock",
-            f"units are held and nobody has swept for {_span(gone_ms)}: it will pause "
-            "(clock_jump)",
+            f"units are held and nobody has swept for {_span(gone_ms)}: it will pause (clock_jump)",
             f"start the intake, check the clock, then run `seckill sale resume {sale.id}`",
         )
     return green("sale-clock", "runs with the server's")

@@ -230,9 +230,7 @@ def _connections(reading: Reading) -> Finding:
     wanted = clients + reading.connections
     seen = f"{clients:,} of {limit:,} taken, about {reading.connections:,} more to come"
     if wanted > limit:
-        return red(
-            "connections", seen, f"set `CONFIG SET maxclients {2 * wanted}`"
-        )
+        return red("connections", seen, f"set `CONFIG SET maxclients {2 * wanted}`")
     return green("connections", seen)
 
 

@@ -60,6 +60,22 @@ def test_it_answers_like_token_buckets_that_are_never_forgotten(
         assert limiter.take(key, now_s) == twin.take(key, now_s)
 
 
+def test_a_burst_is_remembered_whenever_it_falls_into_a_generation() -> None:
+    burst = 4
+    for at in range(4 * burst):
+        for later in range(1, 4 * burst):
+            limiter, twin = Limiter(1.0, burst), Buckets(1.0, burst)
+            # Somebody else asks all the time, so that generations end as early as they can.
+            for quarter in range(at + later):
+                limiter.take("b", quarter / 4)
+                if quarter == at:
+                    for _ in range(burst):
+                        assert limiter.take("a", at / 4) == twin.take("a", at / 4) == 0.0
+            now_s = (at + later) / 4
+            for _ in range(burst):
+                assert limiter.take("a", now_s) == twin.take("a", now_s)
+
+
 @given(RATES, st.integers(1, 6), st.lists(st.integers(0, 40), max_size=60))
 def test_who_waits_as_told_is_let_through(per_s: float, burst: int, steps: list[int]) -> None:
     limiter, now_s = Limiter(per_s, burst), 0.0

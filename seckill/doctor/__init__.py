@@ -1,0 +1,90 @@
+"""``seckill doctor``: what can be seen to be wrong with a sale, its server and its intake before it
+begins.
+
+    readings.py   what is read of the server, once
+    server.py     checks of the server        sale.py, groups.py   checks of one sale
+    host.py       checks of this host         intake.py            checks of the settings
+
+Each check is a function that answers with one finding, under a name of its own (``CHECKS``).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Final
+
+from seckill import redis as servers
+from seckill.doctor.finding import CHECKS, Finding, Level, Report, red
+from seckill.doctor.groups import check_groups, read_groups
+from seckill.doctor.host import check_open_files
+from seckill.doctor.intake import check_intake, load_settings
+from seckill.doctor.readings import Reading, read_server, shown_url
+from seckill.doctor.sale import check_sale, read_sale
+from seckill.doctor.server import check_server
+from seckill.sale import check_sale_id
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = [
+    "CHECKS",
+    "Finding",
+    "Level",
+    "Report",
+    "check_intake",
+    "check_open_files",
+    "examine",
+    "load_settings",
+]
+
+PATIENCE_S: Final = 20.0
+CONNECTIONS_A_WORKER: Final = 48
+"""What a worker opens: the pool of its engine, and two a sale that it serves."""
+
+
+async def examine(
+    sale: str,
+    url: str,
+    *,
+    durability: servers.Durability = "aof",
+    embedded: bool = False,
+    workers: int = 1,
+) -> list[Finding]:
+    """Examines a sale and its server. A server that is away is a finding, not an exception.
+
+    ``embedded``: the server is one of our own, with its data in a directory of this host.
+    Raises InvalidInput for what is no sale's id or no URL.
+    """
+    from redis.exceptions import RedisError
+
+    check_sale_id(sale, "sale")
+    pool = servers.connect_pool(url, connections=1, timeout_s=servers.CONNECT_SECONDS)
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            client = servers.connect_client(pool)
+            reading = await read_server(
+                client,
+                url,
+                durability=durability,
+                connections=workers * CONNECTIONS_A_WORKER,
+            )
+            findings = check_server(reading)
+            if not reading.info.get("loading"):
+                findings += await _examine_sale(client, sale, reading, embedded=embedded)
+            return findings
+    except (TimeoutError, RedisError, OSError, EOFError) as error:
+        said = str(error) or "no answer in time"
+        seen = f"{shown_url(url)} can't be examined: {said}"
+        return [red("server", seen, "start it, or check its address, user and password")]
+    finally:
+        await pool.disconnect()
+
+
+async def _examine_sale(
+    client: Redis, sale: str, reading: Reading, *, embedded: bool
+) -> list[Finding]:
+    found = await read_sale(client, sale)
+    _, findings = check_sale(found, reading, embedded=embedded)
+    if found.kinds[-1] == "stream":
+        findings.append(check_groups(await read_groups(client, sale), sale, found.now_ms))
+    return findings

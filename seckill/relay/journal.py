@@ -1,0 +1,262 @@
+"""What a relay writes for one sale: its lease, what was dealt with, and the dead letters.
+
+Everything that happened since the last write goes out in one transaction, which is done only while
+the lease is still ours. A write whose answer was lost may be repeated.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+import socket
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from seckill import redis as servers
+from seckill.dead import DEAD_MAX, Letter, letter_field
+from seckill.errors import SeckillError, ServerFull
+from seckill.keys import relay_keys, stream_key
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = ["GROUP", "Entry", "Journal", "LeaseLost"]
+
+GROUP: Final = "webhook"
+# Not more often, because each write may be a sync of the server's disk, which the sale needs.
+WRITE_S: Final = 0.02
+PATIENCE_S: Final = 5.0
+RETRY_S: Final = 0.1
+
+
+class LeaseLost(SeckillError):
+    """Another relay has this sale now, or Redis was away for as long as the lease lasts."""
+
+
+class Entry:
+    """An entry of the stream whose events are not all dealt with. ``done`` has a bit for each."""
+
+    __slots__ = ("done", "id", "size")
+
+    def __init__(self, entry_id: bytes, size: int, done: int) -> None:
+        self.id = entry_id
+        self.size = size
+        self.done = done
+
+    @property
+    def complete(self) -> bool:
+        """Whether it may be acknowledged."""
+        return self.done == (1 << self.size) - 1
+
+
+class Notes:
+    """What is yet to be written. ``letters`` maps a field to a new text, or to None: delivered."""
+
+    def __init__(self) -> None:
+        self.entries: dict[bytes, Entry] = {}
+        self.letters: dict[str, bytes | None] = {}
+        self.owners: dict[str, bytes] = {}
+        self.heard: set[str] = set()
+
+    def __bool__(self) -> bool:
+        return bool(self.entries or self.letters or self.heard)
+
+    def then(self, later: Notes) -> Notes:
+        """These and the later ones."""
+        both = Notes()
+        both.entries = self.entries | later.entries
+        both.letters = self.letters | later.letters
+        both.owners = self.owners | later.owners
+        both.heard = self.heard | later.heard
+        return both
+
+    def growing(self) -> Notes:
+        """What a full server refuses."""
+        part = Notes()
+        part.letters = {field: text for field, text in self.letters.items() if text is not None}
+        part.owners = self.owners
+        waiting = set(self.owners.values())
+        part.entries = {
+            name: entry
+            for name, entry in self.entries.items()
+            if name in waiting or not entry.complete
+        }
+        return part
+
+    def shrinking(self) -> Notes:
+        """The rest. An entry stays unacknowledged until its dead letters are written."""
+        part, other = Notes(), self.growing()
+        part.letters = {field: None for field, text in self.letters.items() if text is None}
+        part.entries = {
+            name: entry for name, entry in self.entries.items() if name not in other.entries
+        }
+        part.heard = self.heard
+        return part
+
+
+class Journal:
+    """The lease of one sale, and the notes of who holds it. ``lease_ms`` is how long a relay that
+    died keeps another one from taking over."""
+
+    def __init__(self, client: Redis, sale: str, *, lease_ms: int) -> None:
+        self._client: Any = client
+        self._keys = relay_keys(sale)
+        self._stream = stream_key(sale)
+        self._token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}".encode()
+        self._lease_ms = lease_ms
+        self._valid_until = 0.0
+        self._notes = Notes()
+        self._noted = asyncio.Event()
+        self._letters = 0
+        self.again: set[str] = set()
+        """The subjects to be sent again, as of the last write."""
+        self.full = False
+        """Whether Redis has refused to take more at the last write."""
+
+    @property
+    def held(self) -> bool:
+        """Whether the lease is certainly ours."""
+        return monotonic() < self._valid_until
+
+    @property
+    def has_room(self) -> bool:
+        """Whether one more event may become a dead letter."""
+        return self._letters < DEAD_MAX and not self.full
+
+    async def acquire(self, letters: int = 0) -> bytes | None:
+        """Takes the lease; None, or the token of who holds it."""
+        asked_at = monotonic()
+        async with asyncio.timeout(PATIENCE_S):
+            ours = await self._client.set(
+                self._keys.lease, self._token, nx=True, px=self._lease_ms
+            )
+            if not ours:
+                return await self._client.get(self._keys.lease) or b"?"
+        self._valid_until = asked_at + self._lease_ms / 1000
+        return None
+
+    async def marks(self) -> dict[bytes, int]:
+        """Which events of unacknowledged entries were dealt with, as bits, by entry id."""
+        async with asyncio.timeout(PATIENCE_S):
+            found = await self._client.hgetall(self._keys.done)
+        return {entry: int(bits) for entry, bits in found.items()}
+
+    def count_letters(self, count: int) -> None:
+        """How many dead letters there were when the lease was taken."""
+        self._letters = count
+
+    # -- notes --------------------------------------------------------------------------------
+
+    def done(self, entry: Entry, index: int) -> None:
+        """This event was delivered, or was a letter already."""
+        entry.done |= 1 << index
+        self._notes.entries[entry.id] = entry
+        self._noted.set()
+
+    def bury(self, letter: Letter, entry: Entry | None, index: int = 0) -> None:
+        """Keeps an event as a letter, or changes what is known of one (without ``entry``)."""
+        self._notes.letters[letter.field] = msgspec.json.encode(letter)
+        if entry is not None:
+            self._letters += 1
+            self._notes.owners[letter.field] = entry.id
+            self.done(entry, index)
+        self._noted.set()
+
+    def forget(self, seq: int, subject: str) -> None:
+        """A letter was delivered, or is no longer there."""
+        self._letters -= 1
+        self._notes.letters[letter_field(seq, subject)] = None
+        self._noted.set()
+
+    def heard(self, subject: str) -> None:
+        """Nothing more is to be sent again of this subject."""
+        self._notes.heard.add(subject)
+        self._noted.set()
+
+    # -- writing ------------------------------------------------------------------------------
+
+    async def keep(self) -> None:
+        """Writes and renews, until it is cancelled. Raises LeaseLost, or what no retry changes."""
+        while True:
+            try:
+                async with asyncio.timeout(self._lease_ms / 3_000):
+                    await self._noted.wait()
+            except TimeoutError:
+                pass
+            await self.write()
+            await asyncio.sleep(RETRY_S if self.full else WRITE_S)
+
+    async def write(self, *, release: bool = False) -> None:
+        """Writes what was noted, again and again while the lease is ours. Raises LeaseLost."""
+        from redis.exceptions import RedisError
+
+        while True:
+            notes, self._notes = self._notes, Notes()
+            self._noted.clear()
+            try:
+                async with asyncio.timeout(PATIENCE_S):
+                    await self._write(notes, release=release)
+                return
+            except (RedisError, OSError, EOFError) as error:
+                # Cancelled or refused, it may have happened all the same; again does no harm.
+                self._notes = notes.then(self._notes)
+                if not servers.is_transient(error):
+                    raise servers.refusal_of(error) from None
+                if not self.held:
+                    raise LeaseLost("Redis was away") from None
+                await asyncio.sleep(RETRY_S)
+            except BaseException:
+                self._notes = notes.then(self._notes)
+                raise
+
+    async def _write(self, notes: Notes, *, release: bool) -> None:
+        from redis.exceptions import ResponseError
+
+        try:
+            await self._transact(notes, release=release)
+            self.full = False
+        except ResponseError as error:
+            if not isinstance(servers.refusal_of(error), ServerFull):
+                raise
+            self.full = True
+            self._notes = notes.growing().then(self._notes)
+            self._noted.set()
+            await self._transact(notes.shrinking(), release=release)
+
+    async def _transact(self, notes: Notes, *, release: bool) -> None:
+        from redis.exceptions import WatchError
+
+        keys = self._keys
+        asked_at = monotonic()
+        async with self._client.pipeline(transaction=True) as pipe:
+            await pipe.watch(keys.lease)
+            if await pipe.get(keys.lease) != self._token:
+                raise LeaseLost("another relay has taken over")
+            pipe.multi()
+            for field, text in notes.letters.items():
+                if text is None:
+                    pipe.hdel(keys.dead, field)
+                else:
+                    pipe.hset(keys.dead, field, text)
+            for entry in notes.entries.values():
+                if entry.complete:
+                    pipe.xack(self._stream, GROUP, entry.id)
+                    pipe.hdel(keys.done, entry.id)
+                else:
+                    pipe.hset(keys.done, entry.id, entry.done)
+            if notes.heard:
+                pipe.srem(keys.again, *notes.heard)
+            pipe.smembers(keys.again)
+            if release:
+                pipe.delete(keys.lease)
+            else:
+                pipe.pexpire(keys.lease, self._lease_ms)
+            try:
+                replies = await pipe.execute()
+            except WatchError:
+                raise LeaseLost("another relay has taken over") from None
+        self.again = {name.decode() for name in replies[-2]}
+        self._valid_until = 0.0 if release else asked_at + self._lease_ms / 1000

@@ -1,0 +1,119 @@
+"""When to send: how long an event waits between attempts, and whose turn it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+from collections import deque
+from collections.abc import Hashable
+from typing import Final
+
+import msgspec
+
+__all__ = ["Pace", "Turns"]
+
+TROUBLED_MIN: Final = 5
+"""Orders that fail in a row before the endpoint itself is taken for down."""
+
+_log = logging.getLogger("seckill.relay")
+
+
+class Pace(msgspec.Struct, frozen=True):
+    """Waits in seconds. An event waits ``first_s`` after its first failure and twice as long after
+    each further one, up to ``longest_s``; a Retry-After counts up to ``retry_after_max_s``. While
+    the endpoint is down there is one attempt every ``probe_s`` at most."""
+
+    first_s: float = 0.5
+    longest_s: float = 60.0
+    retry_after_max_s: float = 600.0
+    probe_s: float = 5.0
+
+    def wait_s(self, failures: int, retry_after_s: float) -> float:
+        """How long to wait after so many failures, with jitter so that not all come back at once."""
+        longest = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
+        asked = min(retry_after_s, self.retry_after_max_s)
+        return max(longest * random.uniform(0.5, 1.0), asked * random.uniform(1.0, 1.1))
+
+
+class Turns:
+    """At most ``in_flight`` attempts at once, over all sales.
+
+    When several orders have failed and nothing has succeeded since, the endpoint is down. Then it
+    is asked once in a while, by one event at a time, until it answers 2xx. Events that were never
+    sent come first: what has failed before may be what the endpoint can't take.
+    """
+
+    def __init__(self, in_flight: int, pace: Pace) -> None:
+        self._in_flight = in_flight
+        self._pace = pace
+        self._busy = 0
+        self._new: deque[asyncio.Future[None]] = deque()
+        self._old: deque[asyncio.Future[None]] = deque()
+        self._troubled: set[Hashable] = set()
+        self._probe_wait_s = pace.first_s
+        self._next_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def busy(self) -> int:
+        """Attempts that are under way."""
+        return self._busy
+
+    @property
+    def down(self) -> bool:
+        """Whether the endpoint seems to take nothing at all."""
+        return len(self._troubled) >= TROUBLED_MIN
+
+    async def take(self, *, new: bool) -> None:
+        """Waits for a turn. Each is given back with ``give``."""
+        waiter = asyncio.get_running_loop().create_future()
+        line = self._new if new else self._old
+        line.append(waiter)
+        self._admit()
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter.done() and not waiter.cancelled():
+                self._busy -= 1
+                self._admit()
+            else:
+                line.remove(waiter)
+            raise
+
+    def give(self, subject: Hashable, cause: str = "") -> None:
+        """Gives a turn back; ``cause`` says why the attempt failed."""
+        self._busy -= 1
+        was_down = self.down
+        if not cause:
+            self._troubled.clear()
+            self._probe_wait_s = self._pace.first_s
+            if was_down:
+                _log.warning("the endpoint answers again")
+        elif was_down or len(self._troubled) < TROUBLED_MIN:
+            self._troubled.add(subject)
+            if self.down:
+                if not was_down:
+                    _log.warning("the endpoint is down (%s); it is asked now and then", cause)
+                self._probe_wait_s = min(self._probe_wait_s * 2, self._pace.probe_s)
+                wait_s = self._probe_wait_s * random.uniform(0.5, 1.0)
+                self._next_at = asyncio.get_running_loop().time() + wait_s
+        self._admit()
+
+    def _admit(self) -> None:
+        loop = asyncio.get_running_loop()
+        while self._new or self._old:
+            if self._busy >= (1 if self.down else self._in_flight):
+                return
+            if self.down and (wait_s := self._next_at - loop.time()) > 0:
+                if self._timer is None:
+                    self._timer = loop.call_later(wait_s, self._ring)
+                return
+            waiter = (self._new or self._old).popleft()
+            if not waiter.done():
+                self._busy += 1
+                waiter.set_result(None)
+
+    def _ring(self) -> None:
+        self._timer = None
+        self._admit()

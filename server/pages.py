@@ -1,0 +1,245 @@
+"""Sale pages from memory: a million buyers look at a sale in the minute before it opens, and Redis is
+asked once a second.
+
+    page asked ─▶ fresh? ──────────────────────────────────▶ answered from memory
+                    └─ old: one look at Redis for all who ask ─▶ answered, and kept
+                         └─ no answer soon, or none at all ─▶ the old page, while it is not too old
+
+What is kept is bounded in bytes, and only sales that exist are looked up, so made-up ids cost Redis
+nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from bisect import bisect_right
+from collections.abc import Awaitable, Callable
+from hashlib import blake2b
+from time import monotonic
+from typing import Final, Generic, TypeVar
+
+import msgspec
+
+from seckill.engine import Engine
+from seckill.errors import OutcomeUnknown, RedisUnavailable, UnknownSale
+from seckill.sale import check_sale_id
+from seckill.snapshot import Snapshot
+
+from .wire import SaleEntry, SalesDocument, encode, sale_document, sale_entry
+
+__all__ = ["STALE_S", "Page", "Pages", "etag_of"]
+
+PAGE_SALES: Final = 100
+FRESH_S: Final = 1.0
+# Nothing about a settled sale changes any more.
+SETTLED_S: Final = 60.0
+STALE_S: Final = 30.0
+PATIENCE_S: Final = 0.25
+RETRY_S: Final = 1.0
+BYTES_MAX: Final = 32 * 1024 * 1024
+# What a kept page weighs besides its body, generously.
+_OVERHEAD: Final = 1_000
+
+
+class Kept(msgspec.Struct, frozen=True, kw_only=True):
+    """Something read at ``read_s`` that counts as fresh until ``fresh_until_s``, by our monotonic
+    clock."""
+
+    read_s: float
+    fresh_until_s: float
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes."""
+        return _OVERHEAD
+
+
+class Names(Kept, frozen=True, kw_only=True):
+    """The ids of all sales, sorted. It may name one that was never made, and misses none."""
+
+    names: list[str]
+
+
+class Page(Kept, frozen=True, kw_only=True):
+    """A page as it is sent. ``ahead_ms`` is how far the sale's clock is ahead of our monotonic one,
+    ``entry`` the sale's line in the list."""
+
+    body: bytes
+    etag: str
+    ahead_ms: float | None = None
+    entry: SaleEntry | None = None
+
+    @property
+    def weight(self) -> int:
+        """About how many bytes it takes."""
+        return _OVERHEAD + len(self.body)
+
+
+_K = TypeVar("_K", bound=Kept)
+
+
+class _Attempt(msgspec.Struct, Generic[_K]):
+    """One look under way, or one that failed not long ago."""
+
+    task: asyncio.Task[_K]
+    began_s: float
+
+
+class Memory(Generic[_K]):
+    """Keeps what ``look`` finds, the most recent up to ``BYTES_MAX``. At most one look for a key is
+    under way, and after one that failed there is a pause."""
+
+    def __init__(self, look: Callable[[str], Awaitable[_K]]) -> None:
+        self._look = look
+        self._kept: dict[str, _K] = {}
+        self._bytes = 0
+        self._attempts: dict[str, _Attempt[_K]] = {}
+
+    def __contains__(self, key: str) -> bool:
+        return key in self._kept
+
+    async def get(self, key: str) -> _K:
+        """What is known under this key. Raises whatever ``look`` raises, UnknownSale always, and
+        other errors only when there is nothing that could be shown instead."""
+        kept, now_s = self._kept.get(key), monotonic()
+        if kept is not None and now_s < kept.fresh_until_s:
+            return kept
+        attempt = self._attempts.get(key)
+        if attempt is None or (attempt.task.done() and now_s >= attempt.began_s + RETRY_S):
+            attempt = self._begin(key, now_s)
+        if kept is None or now_s >= kept.read_s + STALE_S:
+            # Shielded, because the others who wait for the same answer outlive this caller.
+            return await asyncio.shield(attempt.task)
+        patience_s = attempt.began_s + PATIENCE_S - now_s
+        if not attempt.task.done() and patience_s > 0:
+            await asyncio.wait([attempt.task], timeout=patience_s)
+        if attempt.task.done():
+            try:
+                return attempt.task.result()
+            except (RedisUnavailable, OutcomeUnknown):
+                pass
+        return kept
+
+    def outdate(self) -> None:
+        """Something has changed: the next who asks makes us look."""
+        for key, kept in self._kept.items():
+            self._kept[key] = msgspec.structs.replace(kept, fresh_until_s=0.0)
+
+    def _begin(self, key: str, now_s: float) -> _Attempt[_K]:
+        async def look() -> _K:
+            return await self._look(key)
+
+        def ended(task: asyncio.Task[_K]) -> None:
+            error = None if task.cancelled() else task.exception()
+            if error is None or isinstance(error, UnknownSale):
+                del self._attempts[key]
+            if isinstance(error, UnknownSale):
+                self._drop(key)
+            elif error is None and not task.cancelled():
+                self._keep(key, task.result())
+
+        attempt = _Attempt(asyncio.create_task(look()), now_s)
+        attempt.task.add_done_callback(ended)
+        self._attempts[key] = attempt
+        return attempt
+
+    def _keep(self, key: str, found: _K) -> None:
+        self._drop(key)
+        self._kept[key] = found
+        self._bytes += found.weight
+        while self._bytes > BYTES_MAX and len(self._kept) > 1:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, key: str) -> None:
+        if key in self._kept:
+            self._bytes -= self._kept.pop(key).weight
+
+
+class Pages:
+    """The pages of one intake."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._names = Memory(self._look_names)
+        self._sales = Memory(self._look_sale)
+        self._lists = Memory(self._look_list)
+
+    async def sale(self, sale: str) -> Page:
+        """A sale's page. Raises UnknownSale, InvalidInput, or what keeps Redis from answering."""
+        if sale not in self._sales:
+            check_sale_id(sale, "sale")
+            names = (await self._names.get("")).names
+            if not _is_in(names, sale):
+                raise UnknownSale(sale)
+        return await self._sales.get(sale)
+
+    async def list(self, after: str) -> Page:
+        """A page of the list, with the sales whose ids come after this text."""
+        names = (await self._names.get("")).names
+        start = bisect_right(names, after)
+        # Under the last id before it, so that it does not matter what text somebody makes up.
+        return await self._lists.get(names[start - 1] if start else "")
+
+    def changed(self) -> None:
+        """A verb has changed a sale through this intake, whose next page must show it."""
+        for memory in (self._names, self._sales, self._lists):
+            memory.outdate()
+
+    async def _look_names(self, key: str) -> Names:
+        names = await self._engine.sales()
+        now_s = monotonic()
+        return Names(read_s=now_s, fresh_until_s=now_s + FRESH_S, names=names)
+
+    async def _look_sale(self, sale: str) -> Page:
+        definition, now = await self._engine.sale(sale), await self._engine.snapshot(sale)
+        read_s, body = monotonic(), encode(sale_document(definition, now))
+        return Page(
+            read_s=read_s,
+            fresh_until_s=read_s + _fresh_s(now),
+            body=body,
+            etag=etag_of(body),
+            ahead_ms=now.at_ms - read_s * 1000,
+            entry=sale_entry(definition, now),
+        )
+
+    async def _look_list(self, key: str) -> Page:
+        known = await self._names.get("")
+        start = bisect_right(known.names, key)
+        names = known.names[start : start + PAGE_SALES]
+        found = await asyncio.gather(*(self._page_of(name) for name in names))
+        pages = [page for page in found if page is not None]
+        after = names[-1] if len(known.names) > start + PAGE_SALES else None
+        body = encode(SalesDocument([page.entry for page in pages if page.entry], after))
+        return Page(
+            read_s=min([known.read_s, *(page.read_s for page in pages if page.is_moving)]),
+            fresh_until_s=min([known.read_s + FRESH_S, *(page.fresh_until_s for page in pages)]),
+            body=body,
+            etag=etag_of(body),
+            ahead_ms=max((page.ahead_ms for page in pages if page.ahead_ms), default=None),
+        )
+
+    async def _page_of(self, sale: str) -> Page | None:
+        try:
+            return await self._sales.get(sale)
+        except UnknownSale:
+            # The list may name a sale whose creation was cut short.
+            return None
+
+
+def etag_of(body: bytes) -> str:
+    """The entity tag of a body, without quotes."""
+    return blake2b(body, digest_size=8).hexdigest()
+
+
+def _is_in(names: list[str], name: str) -> bool:
+    after = bisect_right(names, name)
+    return after > 0 and names[after - 1] == name
+
+
+def _fresh_s(now: Snapshot) -> float:
+    """How long a picture of a sale counts as fresh: not beyond the moment at which it opens or
+    ends by itself."""
+    if now.state == "settled":
+        return SETTLED_S
+    ahead_s = [(at_ms - now.at_ms) / 1000 for at_ms in (now.opens_ms, now.ends_ms)]
+    return min([FRESH_S, *(s for s in ahead_s if s > 0)])

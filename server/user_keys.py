@@ -1,0 +1,205 @@
+"""The keys that user tokens are verified with: shared secrets, PEM files, and JWKs.
+
+Each key knows the one algorithm it is for, and a token is checked by the algorithm of a key, never
+by the one that its own header names. So a public key, which everybody may read, can never be taken
+for the secret of an HS256 token, and ``none`` is no algorithm at all.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric.ec import SECP256R1, EllipticCurvePublicKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PublicKey
+from cryptography.hazmat.primitives.asymmetric.rsa import RSAPublicKey
+from cryptography.hazmat.primitives.serialization import load_pem_public_key
+from jwt import PyJWK, PyJWS, PyJWTError
+from jwt.algorithms import HMACAlgorithm
+from pydantic import SecretStr
+from yarl import URL
+
+from seckill.errors import InvalidInput
+
+__all__ = [
+    "PUBLIC",
+    "Jwk",
+    "Key",
+    "checked_file",
+    "checked_secret",
+    "checked_url",
+    "from_file",
+    "from_jwk",
+    "from_secret",
+    "signed_with",
+]
+
+SECRET_BYTES_MIN: Final = 32
+# A key below this is weak; one far above makes every forged token expensive to refuse.
+RSA_BITS: Final = range(2048, 8193)
+PEM_BYTES_MAX: Final = 64 * 1024
+
+PUBLIC: Final = frozenset({"RS256", "PS256", "ES256", "EdDSA"})
+# What a JWK of each type may be for. The first is meant when it does not say.
+_JWK_ALGORITHMS: Final = {"RSA": ("RS256", "PS256"), "EC": ("ES256",), "OKP": ("EdDSA",)}
+
+
+class _Hmac(HMACAlgorithm):
+    """HMAC with a key that was checked when the intake started. PyJWT checks it again with each
+    token, which costs more than all the rest."""
+
+    def prepare_key(self, key: str | bytes) -> bytes:
+        return key if isinstance(key, bytes) else key.encode()
+
+
+_JWS: Final = PyJWS(algorithms=sorted(PUBLIC))
+_JWS.register_algorithm("HS256", _Hmac(_Hmac.SHA256))
+
+
+class Key(msgspec.Struct, frozen=True):
+    """A key and the one algorithm it is for. ``kid`` is its name in a JWKS, "" if it has none; a
+    key with a name is only for tokens that name it."""
+
+    algorithm: str
+    key: Any
+    kid: str = ""
+
+    def fits(self, algorithm: str, kid: str) -> bool:
+        """Whether a token with this header may have been signed with this key."""
+        return algorithm == self.algorithm and (not self.kid or kid == self.kid)
+
+
+class Jwk(msgspec.Struct, frozen=True):
+    """The public part of a JWK (RFC 7517). A private part that somebody published by mistake is not
+    even read."""
+
+    kty: str
+    kid: str = ""
+    alg: str = ""
+    use: str = "sig"
+    key_ops: tuple[str, ...] = ("verify",)
+    crv: str = ""
+    n: str = ""
+    e: str = ""
+    x: str = ""
+    y: str = ""
+
+
+def signed_with(key: Key, token: str) -> bytes | None:
+    """The payload of a token that was signed with this key, otherwise None."""
+    try:
+        done = _JWS.decode_complete(token, key.key, algorithms=[key.algorithm])
+    except (PyJWTError, ValueError):
+        return None
+    payload: bytes = done["payload"]
+    return payload
+
+
+def from_secret(secret: str) -> Key:
+    """The key of a shared secret. Raises InvalidInput, without the secret in it."""
+    data = secret.encode()
+    if len(data) < SECRET_BYTES_MIN:
+        raise InvalidInput(
+            "users.secrets",
+            f"is {len(data)} bytes long",
+            f"use at least {SECRET_BYTES_MIN} random bytes: openssl rand -base64 48",
+        )
+    try:
+        HMACAlgorithm(HMACAlgorithm.SHA256).prepare_key(data)
+    except PyJWTError:
+        remedy = "name the file of a public key in users.key_files"
+        raise InvalidInput("users.secrets", "is a key file and no secret", remedy) from None
+    return Key("HS256", data)
+
+
+def from_file(path: str) -> Key:
+    """The public key in a PEM file. Raises InvalidInput."""
+    try:
+        with Path(path).open("rb") as file:
+            text = file.read(PEM_BYTES_MAX)
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or "no such path"
+        raise _bad_file(path, f"cannot be read: {reason}", "name a PEM file") from None
+    if b"PRIVATE KEY-----" in text:
+        problem = "holds a private key, which must stay with the mall"
+        raise _bad_file(path, problem, "take openssl pkey -pubout -in private.pem")
+    try:
+        key = load_pem_public_key(text)
+    except (ValueError, UnsupportedAlgorithm):
+        remedy = "it begins with -----BEGIN PUBLIC KEY-----"
+        raise _bad_file(path, "is not the PEM file of a public key", remedy) from None
+    algorithm = _algorithm_of(key)
+    if algorithm is None:
+        raise _bad_file(
+            path,
+            "holds a key of another kind or size",
+            f"use RSA of {RSA_BITS.start} to {RSA_BITS.stop - 1} bits, Ed25519 or P-256",
+        )
+    return Key(algorithm, key)
+
+
+def from_jwk(jwk: Jwk) -> Key | None:
+    """The key of a JWK, or None if it is of no use here."""
+    if jwk.use != "sig" or "verify" not in jwk.key_ops:
+        return None
+    algorithms = _JWK_ALGORITHMS.get(jwk.kty, ())
+    if not algorithms or (jwk.alg and jwk.alg not in algorithms):
+        return None
+    fields = {name: value for name, value in msgspec.structs.asdict(jwk).items() if value}
+    try:
+        key = PyJWK(fields, jwk.alg or algorithms[0]).key
+    except (PyJWTError, UnsupportedAlgorithm, ValueError, TypeError):
+        return None
+    return Key(jwk.alg or algorithms[0], key, jwk.kid) if _algorithm_of(key) else None
+
+
+def _algorithm_of(key: object) -> str | None:
+    """What a public key is for unless it says more, or None if it is not to be used."""
+    if isinstance(key, RSAPublicKey) and key.key_size in RSA_BITS:
+        return "RS256"
+    if isinstance(key, EllipticCurvePublicKey) and isinstance(key.curve, SECP256R1):
+        return "ES256"
+    return "EdDSA" if isinstance(key, Ed25519PublicKey) else None
+
+
+def checked_secret(secret: SecretStr) -> SecretStr:
+    """For settings: raises InvalidInput unless this can be a secret."""
+    from_secret(secret.get_secret_value())
+    return secret
+
+
+def checked_file(path: str) -> str:
+    """For settings: raises InvalidInput unless a public key can be read there."""
+    from_file(path)
+    return path
+
+
+def checked_url(url: str) -> str:
+    """For settings: raises InvalidInput unless keys may be fetched there. Whoever can change them
+    on their way can be any buyer, so that takes https, except on this machine."""
+    if not url:
+        return url
+    try:
+        parts = URL(url)
+        host = parts.host or ""
+    except ValueError:
+        host = ""
+    if not host or parts.scheme not in ("https", "http"):
+        raise InvalidInput("users.jwks_url", "is not a URL", "write https://host/path")
+    if parts.scheme == "http" and not _is_loopback(host):
+        raise InvalidInput("users.jwks_url", "is not https", "write https://host/path")
+    return url
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _bad_file(path: str, problem: str, remedy: str) -> InvalidInput:
+    return InvalidInput("users.key_files", f"{path!r} {problem}", remedy)

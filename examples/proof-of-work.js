@@ -12,8 +12,8 @@
  */
 'use strict'
 
-/* The first 64 bits of a root's fraction, as FIPS 180-4 defines the constants, computed instead of
- * typed: 32 of them are enough, and a double holds 53. */
+/* The constants of FIPS 180-4 are the first 32 bits of the fractions of roots of primes. They are
+ * computed here instead of typed: a double holds 53 bits, 3 of which are before the point. */
 function fractions(count, root) {
   const words = []
   for (let n = 2; words.length < count; n += 1) {

@@ -52,8 +52,8 @@ class OrderDocument(msgspec.Struct, frozen=True):
 
 
 class EventDocument(msgspec.Struct, frozen=True):
-    """The body. ``id`` is the idempotency key, ``data`` what its ``kind`` has to say, ``order`` null
-    for an event of the sale."""
+    """The body. ``id`` is the idempotency key, ``data`` what its ``kind`` has to say, ``order`` is
+    null for an event of the sale."""
 
     id: str
     sale: str

@@ -19,7 +19,7 @@ from seckill.errors import InvalidInput
 from seckill.sale import check_buyer
 
 from .caller import Caller
-from .intake import INTAKE
+from .intake import INTAKE, too_often
 from .problems import (
     BODY_BROKEN,
     BODY_SLOW,
@@ -30,10 +30,9 @@ from .problems import (
     KEY_REQUIRED,
     MALFORMED_JSON,
     MEDIA_TYPE,
-    RATE_LIMITED,
     Problem,
-    Reply,
 )
+from .reply import JSON, Plain, Reply
 from .settings import Scope
 from .wire import encode
 
@@ -54,7 +53,6 @@ BODY_BYTES_MAX: Final = 64 * 1024
 
 _BUYER: Final = "Seckill-Buyer"
 _KEY: Final = "Idempotency-Key"
-_JSON: Final = "application/json"
 # How msgspec ends a message about a part of the body, and how it names what should (not) be there.
 _AT: Final = " - at `$"
 _NAMED: Final = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
@@ -74,7 +72,7 @@ async def caller_of(request: web.Request) -> Caller:
     if caller.buyer and intake.buyers is not None:
         wait_s = intake.buyers.take(caller.buyer, monotonic())
         if wait_s:
-            raise Problem(RATE_LIMITED, retry_after_s=max(1, -int(-wait_s // 1)))
+            raise too_often(wait_s)
     return caller
 
 
@@ -133,8 +131,8 @@ async def read(
     headers = request.headers
     # Besides telling JSON from forms, this keeps web pages out: a browser sends this type to
     # another origin only after a preflight, which nobody answers here.
-    if headers.get("Content-Type") != _JSON and request.content_type != _JSON:
-        raise Problem(MEDIA_TYPE, f"send {_JSON}", "Content-Type")
+    if headers.get("Content-Type") != JSON and request.content_type != JSON:
+        raise Problem(MEDIA_TYPE, f"send {JSON}", "Content-Type")
     if "Content-Encoding" in headers:
         raise Problem(MEDIA_TYPE, "send it uncompressed", "Content-Encoding")
     if (request.content_length or 0) > bytes_max:
@@ -162,12 +160,11 @@ async def read(
         raise Problem(MALFORMED_JSON, str(error)) from None
 
 
-def reply(document: msgspec.Struct, http: int = 200, *, location: str | None = None) -> Reply:
-    """A plain answer. None may be kept by a cache unless it says so itself."""
-    headers = {"Content-Type": _JSON, "Cache-Control": "no-store"}
-    if location is not None:
-        headers["Location"] = location
-    return Reply(body=encode(document), status=http, headers=headers)
+def reply(
+    document: msgspec.Struct, http: int = 200, code: str = "ok", *, location: str = ""
+) -> Reply:
+    """A plain answer."""
+    return Plain(encode(document), http, code, location=location)
 
 
 def _header(request: web.Request, name: str) -> str | None:

@@ -122,8 +122,7 @@ class _Complaints:
         self._unsaid += 1
         if monotonic() < self._quiet_until_s:
             return
-        what = f"no answer in {LIMIT_S:g} s" if isinstance(error, TimeoutError) else repr(error)
-        _log.error("the gate failed %d times, orders refused: %s", self._unsaid, what)
+        _log.error("the gate failed, orders were refused: %d so far", self._unsaid, exc_info=error)
         self._unsaid = 0
         self._quiet_until_s = monotonic() + LOG_EVERY_S
 

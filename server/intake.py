@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import ceil
+from time import monotonic
 from typing import Final
 
 from aiohttp import web
@@ -15,9 +17,10 @@ from .clock import Clock
 from .gate import Gate
 from .limits import Limiter
 from .metrics import Metrics
+from .problems import RATE_LIMITED, Problem
 from .settings import Settings
 
-__all__ = ["INTAKE", "Intake"]
+__all__ = ["INTAKE", "Intake", "too_often"]
 
 
 class Intake:
@@ -52,6 +55,18 @@ class Intake:
         self.max_in_flight = settings.server.max_in_flight
         self.in_flight = 0
         self.draining = False
+
+    def take_client(self, request: web.Request) -> None:
+        """Raises Problem when this address asks too often."""
+        if self.clients is not None:
+            wait_s = self.clients.take(self.addresses.of(request), monotonic())
+            if wait_s:
+                raise too_often(wait_s)
+
+
+def too_often(wait_s: float) -> Problem:
+    """What is said to somebody who may ask again in ``wait_s`` seconds."""
+    return Problem(RATE_LIMITED, retry_after_s=max(1, ceil(wait_s)))
 
 
 INTAKE: Final = web.AppKey("intake", Intake)

@@ -81,14 +81,12 @@ def _answer(outcome: Outcome, created_by: web.Request | None = None) -> Reply:
     if order is None or not outcome.ok:
         return refusal(outcome.status, order)
     kind = ANSWERS[outcome.status]
-    location = None
+    location = ""
     if created_by is not None and outcome.status is Status.CREATED:
         # From the path that was asked, which has the prefix of whoever mounts us.
         location = f"{created_by.rel_url.raw_path}/{order.id}"
     document = OutcomeDocument(kind.code, order_document(order))
-    response = reply(document, kind.http, location=location)
-    response.code = kind.code
-    return response
+    return reply(document, kind.http, kind.code, location=location)
 
 
 ROUTES: Final = (

@@ -1,5 +1,5 @@
-"""Sale pages from memory: a million buyers look at a sale in the minute before it opens, and Redis is
-asked once a second.
+"""Sale pages from memory: a million buyers look at a sale in the minute before it opens, and Redis
+is asked once a second.
 
     page asked ─▶ fresh? ──────────────────────────────────▶ answered from memory
                     └─ old: one look at Redis for all who ask ─▶ answered, and kept
@@ -17,17 +17,21 @@ from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from time import monotonic
 from typing import Final, Generic, TypeVar
+from weakref import WeakKeyDictionary
 
 import msgspec
+from aiohttp import web
 
 from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, RedisUnavailable, UnknownSale
 from seckill.sale import check_sale_id
 from seckill.snapshot import Snapshot
 
+from .intake import Intake
+from .problems import Reply
 from .wire import SaleEntry, SalesDocument, encode, sale_document, sale_entry
 
-__all__ = ["STALE_S", "Page", "Pages", "etag_of"]
+__all__ = ["STALE_S", "Page", "Pages", "etag_of", "page_reply", "pages_of"]
 
 PAGE_SALES: Final = 100
 FRESH_S: Final = 1.0
@@ -42,10 +46,8 @@ _OVERHEAD: Final = 1_000
 
 
 class Kept(msgspec.Struct, frozen=True, kw_only=True):
-    """Something read at ``read_s`` that counts as fresh until ``fresh_until_s``, by our monotonic
-    clock."""
+    """Something that counts as fresh until ``fresh_until_s`` by our monotonic clock."""
 
-    read_s: float
     fresh_until_s: float
 
     @property
@@ -61,18 +63,23 @@ class Names(Kept, frozen=True, kw_only=True):
 
 
 class Page(Kept, frozen=True, kw_only=True):
-    """A page as it is sent. ``ahead_ms`` is how far the sale's clock is ahead of our monotonic one,
-    ``entry`` the sale's line in the list."""
+    """A page as it is sent. ``ahead_ms`` is how far the sales' clock is ahead of our monotonic one,
+    where that is known."""
 
     body: bytes
     etag: str
     ahead_ms: float | None = None
-    entry: SaleEntry | None = None
 
     @property
     def weight(self) -> int:
         """About how many bytes it takes."""
         return _OVERHEAD + len(self.body)
+
+
+class SalePage(Page, frozen=True, kw_only=True):
+    """A sale's page, with the sale's line in the list."""
+
+    entry: SaleEntry
 
 
 _K = TypeVar("_K", bound=Kept)
@@ -107,7 +114,7 @@ class Memory(Generic[_K]):
         attempt = self._attempts.get(key)
         if attempt is None or (attempt.task.done() and now_s >= attempt.began_s + RETRY_S):
             attempt = self._begin(key, now_s)
-        if kept is None or now_s >= kept.read_s + STALE_S:
+        if kept is None or now_s >= kept.fresh_until_s + STALE_S:
             # Shielded, because the others who wait for the same answer outlive this caller.
             return await asyncio.shield(attempt.task)
         patience_s = attempt.began_s + PATIENCE_S - now_s
@@ -121,7 +128,7 @@ class Memory(Generic[_K]):
         return kept
 
     def outdate(self) -> None:
-        """Something has changed: the next who asks makes us look."""
+        """Something has changed: whoever asks next waits for a new look."""
         for key, kept in self._kept.items():
             self._kept[key] = msgspec.structs.replace(kept, fresh_until_s=0.0)
 
@@ -130,13 +137,17 @@ class Memory(Generic[_K]):
             return await self._look(key)
 
         def ended(task: asyncio.Task[_K]) -> None:
-            error = None if task.cancelled() else task.exception()
-            if error is None or isinstance(error, UnknownSale):
-                del self._attempts[key]
-            if isinstance(error, UnknownSale):
-                self._drop(key)
-            elif error is None and not task.cancelled():
+            if task.cancelled():
+                return
+            error = task.exception()
+            if error is None:
                 self._keep(key, task.result())
+            elif isinstance(error, UnknownSale):
+                self._drop(key)
+            else:
+                return
+            if self._attempts.get(key) is attempt:
+                del self._attempts[key]
 
         attempt = _Attempt(asyncio.create_task(look()), now_s)
         attempt.task.add_done_callback(ended)
@@ -187,14 +198,12 @@ class Pages:
 
     async def _look_names(self, key: str) -> Names:
         names = await self._engine.sales()
-        now_s = monotonic()
-        return Names(read_s=now_s, fresh_until_s=now_s + FRESH_S, names=names)
+        return Names(fresh_until_s=monotonic() + FRESH_S, names=names)
 
-    async def _look_sale(self, sale: str) -> Page:
+    async def _look_sale(self, sale: str) -> SalePage:
         definition, now = await self._engine.sale(sale), await self._engine.snapshot(sale)
         read_s, body = monotonic(), encode(sale_document(definition, now))
-        return Page(
-            read_s=read_s,
+        return SalePage(
             fresh_until_s=read_s + _fresh_s(now),
             body=body,
             etag=etag_of(body),
@@ -209,21 +218,53 @@ class Pages:
         found = await asyncio.gather(*(self._page_of(name) for name in names))
         pages = [page for page in found if page is not None]
         after = names[-1] if len(known.names) > start + PAGE_SALES else None
-        body = encode(SalesDocument([page.entry for page in pages if page.entry], after))
+        body = encode(SalesDocument([page.entry for page in pages], after))
         return Page(
-            read_s=min([known.read_s, *(page.read_s for page in pages if page.is_moving)]),
-            fresh_until_s=min([known.read_s + FRESH_S, *(page.fresh_until_s for page in pages)]),
+            # As old as the oldest of its parts.
+            fresh_until_s=min([known.fresh_until_s, *(page.fresh_until_s for page in pages)]),
             body=body,
             etag=etag_of(body),
             ahead_ms=max((page.ahead_ms for page in pages if page.ahead_ms), default=None),
         )
 
-    async def _page_of(self, sale: str) -> Page | None:
+    async def _page_of(self, sale: str) -> SalePage | None:
         try:
             return await self._sales.get(sale)
         except UnknownSale:
             # The list may name a sale whose creation was cut short.
             return None
+
+
+_PAGES: Final[WeakKeyDictionary[Intake, Pages]] = WeakKeyDictionary()
+
+
+def pages_of(intake: Intake) -> Pages:
+    """The pages of an intake."""
+    pages = _PAGES.get(intake)
+    if pages is None:
+        pages = _PAGES[intake] = Pages(intake.engine)
+    return pages
+
+
+def page_reply(
+    request: web.Request, page: Page, max_age_s: int, media_type: str = "application/json"
+) -> Reply:
+    """A page for everybody, or 304 to whoever has it already. ``Age`` says how old a page is that
+    is only shown because Redis does not answer."""
+    now_s = monotonic()
+    headers = {
+        "Cache-Control": f"public, max-age={max_age_s}, stale-if-error={int(STALE_S)}",
+        "ETag": f'"{page.etag}"',
+    }
+    if page.ahead_ms is not None:
+        headers["Seckill-Time-Ms"] = str(int(now_s * 1000 + page.ahead_ms))
+    if now_s > page.fresh_until_s:
+        headers["Age"] = str(int(now_s - page.fresh_until_s) + max_age_s)
+    known = request.if_none_match
+    if known and any(tag.value in (page.etag, "*") for tag in known):
+        return Reply(status=304, headers=headers)
+    headers["Content-Type"] = media_type
+    return Reply(body=page.body, headers=headers)
 
 
 def etag_of(body: bytes) -> str:

@@ -32,6 +32,7 @@ from seckill.errors import (
 from seckill.order import Order
 from seckill.status import Status
 
+from .reply import PROBLEM, Plain, Reply
 from .wire import OrderDocument, ProblemDocument, encode, order_document
 
 __all__ = [
@@ -186,12 +187,6 @@ class Problem(Exception):
         self.retry_after_s = retry_after_s
 
 
-class Reply(web.Response):
-    """An answer that knows its stable code."""
-
-    code = "ok"
-
-
 def refusal(status: Status, order: Order | None = None) -> Reply:
     """The problem for a status that is not ok, with the order that stands in the way."""
     kind = ANSWERS[status]
@@ -252,13 +247,11 @@ def _body(
 
 
 def _send(kind: Kind, body: bytes, retry_after_s: int = RETRY_AFTER_S) -> Reply:
-    headers = {"Content-Type": "application/problem+json", "Cache-Control": "no-store"}
+    response = Plain(body, kind.http, kind.code, media=PROBLEM)
     if kind.http in (429, 503):
-        headers["Retry-After"] = str(retry_after_s)
+        response.headers["Retry-After"] = str(retry_after_s)
     elif kind.http == 401:
-        headers["WWW-Authenticate"] = "Bearer"
-    response = Reply(body=body, status=kind.http, headers=headers)
-    response.code = kind.code
+        response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 

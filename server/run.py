@@ -1,30 +1,30 @@
-"""Serving the intake: one process on uvloop, until it is told to end."""
+"""Serving the intake in this process, on uvloop, until it is told to end. For many cores, and for
+settings that change while it runs, see workers.py.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import signal
+import socket
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from ipaddress import ip_address
 from pathlib import Path
 from typing import Final
 
 import uvloop
-from aiohttp import web
 
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
 
 from .app import create_app
+from .caller import Identify
+from .connection import Runner
+from .listen import address_of, checked_host, is_loopback, listen_tcp, listen_unix
+from .settings import Settings
 
 __all__ = ["run"]
 
-# How long answers may take after the end was asked for. It is longer than an engine's timeout, so
-# only a client that never finishes its request is cut off.
-DRAIN_S: float = 8.0
-# A sale begins with everybody connecting in the same second.
-BACKLOG: Final = 4096
 _SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
@@ -34,23 +34,34 @@ def run(
     port: int = 8080,
     path: str | Path | None = None,
     *,
+    settings: Settings | None = None,
+    identify: Identify | None = None,
     on_ready: Callable[[str], None] | None = None,
 ) -> None:
-    """Serves on a loopback address, or on the unix socket ``path``, until SIGTERM or SIGINT.
+    """Serves on an address, or on the unix socket ``path``, until SIGTERM or SIGINT.
 
-    Then nobody new is let in, every order under way gets its answer, the engine drains, and this
-    returns; a second signal ends the process at once. ``port`` 0 lets the system choose.
-    ``on_ready`` is called with the address once requests are taken. Only for the main thread.
+    Then nobody new is let in, every request that arrives within a second on a connection that is
+    open is answered, the engine drains, and this returns; a second signal ends the process at once.
+    ``port`` 0 lets the system choose. ``identify`` says who sends a request, instead of the user
+    tokens and API keys of the settings. ``on_ready`` is called with the address once requests are
+    taken. Only for the main thread.
 
-    Raises InvalidInput for an address that others could reach, OSError for one that is in use, and
-    whatever Engine.start raises.
+    Raises InvalidInput for an address that is none, or that others could reach when everybody is
+    believed; OSError for one that is in use; and whatever Engine.start raises.
     """
+    settings = settings or Settings()
     if path is None:
-        host = _loopback(host)
+        if identify is not None and not is_loopback(host):
+            raise InvalidInput(
+                "host",
+                f"{host!r} is not a loopback address, and who asks is not proved by the settings",
+                "serve on 127.0.0.1, ::1 or a unix socket",
+            )
+        host = checked_host(host)
         if type(port) is not int or not 0 <= port <= 65_535:
             raise InvalidInput("port", f"{port!r} is not a port", "pass 0 to 65535")
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-        runner.run(_serve(engine, host, port, path, on_ready))
+        runner.run(_serve(engine, host, port, path, settings, identify, on_ready))
 
 
 async def _serve(
@@ -58,39 +69,27 @@ async def _serve(
     host: str,
     port: int,
     path: str | Path | None,
+    settings: Settings,
+    identify: Identify | None,
     on_ready: Callable[[str], None] | None,
 ) -> None:
-    with _until_signal() as ended:
-        runner = web.AppRunner(create_app(engine), access_log=None, shutdown_timeout=DRAIN_S)
+    with _until_signal() as ended, _listening(host, port, path) as sock:
+        runner = Runner(create_app(engine, settings, identify=identify), [sock], settings.server)
         try:
             await runner.setup()
-            site: web.BaseSite
-            if path is None:
-                site = web.TCPSite(runner, host, port, backlog=BACKLOG)
-            else:
-                site = web.UnixSite(runner, path, backlog=BACKLOG)
-            await site.start()
             if on_ready is not None:
-                on_ready(site.name if path is None else f"unix:{path}")
+                on_ready(address_of(sock))
             await ended.wait()
         finally:
             await runner.cleanup()
 
 
-def _loopback(host: str) -> str:
-    """The address to bind. Until requests carry proof of who sends them, whoever can connect can
-    act as the mall's backend, so this must not be reachable from outside."""
-    try:
-        if ip_address("127.0.0.1" if host == "localhost" else host).is_loopback:
-            return "127.0.0.1" if host == "localhost" else host
-    except ValueError:
-        pass
-    raise InvalidInput(
-        "host",
-        f"{host!r} is not a loopback address, and this intake trusts whoever can connect"
-        " (it has no authentication yet)",
-        "serve on 127.0.0.1, ::1 or a unix socket and let the mall's backend forward to it",
-    )
+@contextmanager
+def _listening(host: str, port: int, path: str | Path | None) -> Iterator[socket.socket]:
+    with listen_tcp(host, port) if path is None else listen_unix(path) as sock:
+        yield sock
+    if path is not None:
+        Path(path).unlink(missing_ok=True)
 
 
 @contextmanager

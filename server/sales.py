@@ -1,51 +1,53 @@
-"""What is on sale, for buyers."""
+"""What is on sale, for buyers. These pages are for everybody and for every cache; only the clock is
+for nobody's."""
 
 from __future__ import annotations
 
-import asyncio
-from bisect import bisect_right
 from typing import Final
 
 from aiohttp import web
 
-from seckill.engine import Engine
-from seckill.errors import UnknownSale
+from seckill.status import Status
 
 from .exchange import INTAKE, reply
-from .wire import SaleEntry, SalesDocument, sale_document, sale_entry
+from .operation import Operation
+from .pages import page_reply, pages_of
+from .wire import SaleDocument, SalesDocument, TimeDocument
 
 __all__ = ["ROUTES"]
 
-PAGE_SALES: Final = 100
+MAX_AGE_S: Final = 1
 
 
+@Operation(
+    id="list_sales",
+    zh="场次列表，按编号排序，每页 100 个",
+    answer=SalesDocument,
+    query={"after": "the ``after`` of the page before"},
+    cached=True,
+)
 async def index(request: web.Request) -> web.Response:
-    """A page of sales by id."""
-    engine = request.app[INTAKE].engine
-    names = await engine.sales()
-    start = bisect_right(names, request.query.get("after", ""))
-    page = names[start : start + PAGE_SALES]
-    entries = await asyncio.gather(*(_entry(engine, name) for name in page))
-    after = page[-1] if len(names) > start + PAGE_SALES else None
-    return reply(SalesDocument([entry for entry in entries if entry], after))
+    """Lists the sales by id, 100 a page. For everybody."""
+    page = await pages_of(request.app[INTAKE]).list(request.query.get("after", ""))
+    return page_reply(request, page, MAX_AGE_S)
 
 
-async def _entry(engine: Engine, sale: str) -> SaleEntry | None:
-    try:
-        return sale_entry(await engine.sale(sale), await engine.snapshot(sale))
-    except UnknownSale:
-        # The list may name a sale whose creation was cut short.
-        return None
-
-
+@Operation(
+    id="show_sale",
+    zh="一个场次及其商品",
+    answer=SaleDocument,
+    statuses=(Status.UNKNOWN_SALE,),
+    cached=True,
+)
 async def show(request: web.Request) -> web.Response:
-    """One sale with its items."""
-    engine, sale = request.app[INTAKE].engine, request.match_info["sale"]
-    return reply(sale_document(await engine.sale(sale), await engine.snapshot(sale)))
+    """Shows one sale with its items. For everybody."""
+    page = await pages_of(request.app[INTAKE]).sale(request.match_info["sale"])
+    return page_reply(request, page, MAX_AGE_S)
 
 
+@Operation(id="read_clock", zh="服务器时钟，倒计时以它为准", answer=TimeDocument)
 async def time(request: web.Request) -> web.Response:
-    """The clock that sales go by."""
+    """Tells the time on the clock that sales go by, for countdowns. It is never cached."""
     return reply(await request.app[INTAKE].clock.read())
 
 

@@ -10,9 +10,12 @@ no call for "so many more in this bucket", and decide at import what the environ
 
 from __future__ import annotations
 
+import fcntl
 import os
 import secrets
+from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import accumulate
 from pathlib import Path
 from typing import Final, Literal, NamedTuple, Protocol
@@ -28,8 +31,11 @@ __all__ = ["Alone", "Family", "Sample", "Shared", "Store", "families"]
 
 Kind = Literal["counter", "gauge", "histogram"]
 
-# A worker fills a fraction of it.
-FILE_BYTES: Final = 256 * 1024
+# By the first word of their names. A worker fills a half at most.
+FILE_BYTES: Final = {"counter": 128 * 1024, "histogram": 256 * 1024, "gauge": 16 * 1024}
+# So many dead workers have files of their own; if there are more, all of theirs become one.
+DEAD_MAX: Final = 4
+_PAST: Final = "past"
 
 
 class Family(NamedTuple):
@@ -113,10 +119,12 @@ class Shared:
 
     def collect(self) -> Iterable[Metric]:
         """Part of Store."""
-        for path in self._folder.glob("gauge_*.db"):
-            if not _is_alive(_owner(path)):
-                path.unlink(missing_ok=True)
-        metrics: Iterable[Metric] = MultiProcessCollector(None, str(self._folder)).collect()
+        with self._locked():
+            for path in self._of_the_dead("gauge"):
+                path.unlink()
+            for kind in ("counter", "histogram"):
+                self._bury(kind)
+            metrics: Iterable[Metric] = MultiProcessCollector(None, str(self._folder)).collect()
         return metrics
 
     def close(self) -> None:
@@ -128,18 +136,51 @@ class Shared:
         self._files.clear()
 
     def _open(self, prefix: str) -> MmapedDict:
-        # Under its real name only once it is whole: a scrape reads whatever has that name. Its
-        # space is taken now, because a page that a full disk can't hold would kill the process.
         path = self._folder / f"{prefix}_{self._mine}.db"
-        making = path.with_suffix(".new")
-        with making.open("wb") as file:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(file.fileno(), 0, FILE_BYTES)
-            else:
-                file.truncate(FILE_BYTES)
-        opened = self._files[prefix] = MmapedDict(str(making))
-        making.rename(path)
-        return opened
+        with _making(path, prefix.partition("_")[0]) as file:
+            self._files[prefix] = file
+        return file
+
+    def _of_the_dead(self, kind: str) -> list[Path]:
+        return [path for path in self._folder.glob(f"{kind}_*.db") if not _is_alive(_owner(path))]
+
+    def _bury(self, kind: str) -> None:
+        """Adds the dead up into one file, or workers that die all night would fill the disk."""
+        past = self._folder / f"{kind}_{_PAST}.db"
+        dead = self._of_the_dead(kind)
+        if len(dead) <= DEAD_MAX:
+            return
+        sums: Counter[str] = Counter()
+        for path in (*dead, *([past] if past.exists() else [])):
+            for key, value, _, _ in MmapedDict.read_all_values_from_file(str(path)):
+                sums[key] += value
+        with _making(past, kind) as file:
+            for key, value in sums.items():
+                file.write_value(key, value, 0.0)
+        file.close()
+        for path in dead:
+            path.unlink()
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        """One scrape at a time, in whatever worker, so that none sees a dead worker twice."""
+        with (self._folder / "lock").open("w") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+
+@contextmanager
+def _making(path: Path, kind: str) -> Iterator[MmapedDict]:
+    """A new file, which has its name only once it is whole: a scrape reads whatever has that name.
+    Its space is taken now, because a page that a full disk can't hold would kill the process."""
+    making = path.with_suffix(".new")
+    with making.open("wb") as file:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(file.fileno(), 0, FILE_BYTES[kind])
+        else:
+            file.truncate(FILE_BYTES[kind])
+    yield MmapedDict(str(making))
+    making.rename(path)
 
 
 def families(samples: Iterable[Sample]) -> list[Metric]:
@@ -184,13 +225,15 @@ def _bounds(histogram: Histogram) -> list[str]:
     return [floatToGoString(bound) for bound in (*histogram.bounds, float("inf"))]
 
 
-def _owner(path: Path) -> int:
-    return int(path.stem.rpartition("_")[2].partition("-")[0])
+def _owner(path: Path) -> str:
+    return path.stem.rpartition("_")[2].partition("-")[0]
 
 
-def _is_alive(pid: int) -> bool:
+def _is_alive(owner: str) -> bool:
+    if owner == _PAST:
+        return True  # It is read with those of the living.
     try:
-        os.kill(pid, 0)
+        os.kill(int(owner), 0)
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -8,16 +8,28 @@ from aiohttp import web
 
 from .exchange import INTAKE, need
 from .metrics import CONTENT_TYPE
+from .operation import Operation
 
 __all__ = ["ROUTES"]
 
 
+@Operation(
+    id="read_metrics",
+    zh="监控指标，Prometheus 文本格式",
+    who="metrics",
+    answer=CONTENT_TYPE,
+    asks_engine=False,
+)
 async def metrics(request: web.Request) -> web.Response:
-    """The numbers of every worker. They tell how a sale goes: this takes a key of scope metrics."""
+    """Gives the numbers of every worker to Prometheus. They tell how a sale goes, so this takes a
+    key of scope metrics."""
     await need(request, "metrics")
     body = await request.app[INTAKE].metrics.render()
     headers = {"Content-Type": CONTENT_TYPE, "Cache-Control": "no-store"}
     return web.Response(body=body, headers=headers)
 
+
+# Never refused as one request too many: it is read to find out about just that.
+metrics.always = True  # type: ignore[attr-defined]
 
 ROUTES: Final = (web.get("/metrics", metrics),)

@@ -11,7 +11,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+
+from .address import checked_proxy
+from .cors import checked_origin
+from .user_keys import checked_file, checked_secret, checked_url
 
 __all__ = [
     "ApiKey",
@@ -30,7 +34,10 @@ Scope = Literal["backend", "admin", "metrics"]
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+    # An error must not print what was refused: it may be a secret.
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, hide_input_in_errors=True, use_attribute_docstrings=True
+    )
 
 
 class Server(_Section):
@@ -52,9 +59,9 @@ class Server(_Section):
     """How long an idle connection is kept."""
     drain_s: Annotated[float, Field(gt=0, le=300)] = 8.0
     """How long answers may take after the end was asked for."""
-    trusted_proxies: tuple[str, ...] = ()
-    """Addresses or networks whose X-Forwarded-For is believed."""
-    cors_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[Annotated[str, AfterValidator(checked_proxy)], ...] = ()
+    """Addresses or networks whose X-Forwarded-For is believed; "unix" is our socket's users."""
+    cors_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = ()
     """Web origins whose pages may call the buyers' endpoints; none by default."""
 
 
@@ -76,12 +83,12 @@ class Redis(_Section):
 class Users(_Section):
     """The mall's own user tokens (JWT), which say who a buyer is."""
 
-    secrets: tuple[SecretStr, ...] = ()
+    secrets: tuple[Annotated[SecretStr, AfterValidator(checked_secret)], ...] = ()
     """HS256 secrets shared with the mall, at least 32 bytes each."""
-    key_files: tuple[str, ...] = ()
-    """PEM files with public keys (RS256 or EdDSA)."""
-    jwks_url: str = ""
-    """Where the mall publishes its public keys."""
+    key_files: tuple[Annotated[str, AfterValidator(checked_file)], ...] = ()
+    """PEM files with public keys: RSA (RS256), Ed25519 (EdDSA) or P-256 (ES256)."""
+    jwks_url: Annotated[str, AfterValidator(checked_url)] = ""
+    """Where the mall publishes its public keys; https, except on this machine."""
     issuer: str = ""
     """The iss a token must have; any if empty."""
     audience: str = ""

@@ -11,7 +11,7 @@ from typing import Annotated, Final
 
 import typer
 
-from seckill.cli import demo, inspect, orders, sales, serve, stock, verify
+from seckill.cli import demo, doctor, inspect, orders, pause, sales, serve, stock, top, verify
 from seckill.cli.output import Stopped, complain, version_text
 from seckill.errors import InvalidInput, SeckillError
 
@@ -32,6 +32,10 @@ app.add_typer(sales.app, name="sale", help="Create, open, pause, close and show 
 app.add_typer(stock.app, name="stock", help="Show, add and take units while a sale runs.")
 app.add_typer(orders.app, name="order", help="Look at one order, or move it along by hand.")
 app.command("inspect")(inspect.inspect)
+app.command("doctor")(doctor.doctor)
+app.command("top")(top.top)
+app.command("pause")(pause.pause)
+app.command("resume")(pause.resume)
 app.command("verify")(verify.verify)
 app.command("demo")(demo.demo)
 

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
+from rich.console import RenderableType
 from rich.text import Text
 
 from seckill.cli.command import DataDir, Durability, Json, RedisUrl, SaleId, Target
-from seckill.cli.output import Output
+from seckill.cli.output import Output, new_table
 from seckill.cli.reach import reach
 from seckill.doctor import (
     CHECKS,
@@ -22,13 +22,14 @@ from seckill.doctor import (
     check_intake,
     check_open_files,
     examine,
-    load_settings,
+    read_settings,
     shown_url,
 )
-from seckill.errors import EmbeddedError, InvalidInput, MissingExtra
+from seckill.errors import EmbeddedError, MissingExtra
 from seckill.sale import check_sale_id
 
 if TYPE_CHECKING:
+    from seckill.server.load import Loaded
     from seckill.server.settings import Settings
 
 __all__ = ["doctor"]
@@ -36,8 +37,11 @@ __all__ = ["doctor"]
 # What the intake uses where no settings file says otherwise (server/settings.py).
 IN_FLIGHT: Final = 2_000
 
-_MARKS: Final = {Level.GREEN: ("✓", "green"), Level.YELLOW: ("!", "bold yellow")}
-_RED_MARK: Final = ("✗", "bold red")
+_MARKS: Final = {
+    Level.GREEN: ("✓", "green"),
+    Level.YELLOW: ("!", "yellow"),
+    Level.RED: ("✗", "bold red"),
+}
 
 
 def doctor(
@@ -45,7 +49,10 @@ def doctor(
     config: Annotated[
         Path | None,
         typer.Option(
-            "--config", metavar="FILE.toml", help="The intake's settings, to be checked as well."
+            "--config",
+            metavar="FILE.toml",
+            envvar="SECKILL_CONFIG",
+            help="The intake's settings, to be checked as well.",
         ),
     ] = None,
     strict: Annotated[
@@ -66,7 +73,7 @@ def doctor(
     check_sale_id(sale, "sale")
     report = asyncio.run(_examine(sale, config, Target(redis, embedded), durability))
     out = Output(json=json)
-    out.answer(_data(report), *_shown(report, out.console, asked_settings=config is not None))
+    out.answer(_data(report), *_shown(report, settings=config is not None))
     if report.level is Level.RED or (strict and report.level is Level.YELLOW):
         raise typer.Exit(1)
 
@@ -77,12 +84,17 @@ async def _examine(
     findings: list[Finding] = []
     settings: Settings | None = None
     if config is not None:
-        settings, finding = _load(config)
+        loaded, finding = _read(config)
         findings.append(finding)
-    in_flight, workers, demanded = IN_FLIGHT, 1, durability or Durability.AOF
-    if settings is not None and config is not None:
-        findings += check_intake(settings, config)
+        if loaded is not None:
+            settings = loaded.settings
+            findings += check_intake(loaded)
+    in_flight, workers = IN_FLIGHT, 1
+    groups: tuple[str, ...] = ()
+    demanded = durability or Durability.AOF
+    if settings is not None:
         in_flight, workers = settings.server.max_in_flight, settings.server.workers
+        groups = _groups(settings)
         demanded = durability or Durability(settings.redis.durability)
     findings.append(check_open_files(in_flight))
     target = _target(target, settings, demanded)
@@ -92,8 +104,8 @@ async def _examine(
                 sale,
                 url,
                 durability=demanded.value,
-                embedded=target.embedded is not None,
                 workers=workers,
+                groups=groups,
             )
             return Report.of(sale, shown_url(url), findings)
     except EmbeddedError as error:
@@ -102,8 +114,69 @@ async def _examine(
         return Report.of(sale, str(target.embedded), findings)
 
 
-def _load(config: Path) -> tuple[Settings | None, Finding]:
+def _read(config: Path) -> tuple[Loaded | None, Finding]:
     try:
-        return load_settings(config)
+        return read_settings(config)
     except ModuleNotFoundError as error:
         raise MissingExtra("server", (error.name or "").partition(".")[0]) from None
+
+
+def _groups(settings: Settings) -> tuple[str, ...]:
+    """The consumer groups that must have a reader."""
+    if not settings.webhook.url:
+        return ()
+    # The relay brings an HTTP client with it, which only the extra `server` installs.
+    from seckill.relay.journal import GROUP
+
+    return (GROUP,)
+
+
+def _target(target: Target, settings: Settings | None, durability: Durability) -> Target:
+    """The server that is meant: by an option, else by the settings, else by the environment."""
+    url, data = target.redis, target.embedded
+    if settings is not None and url is None and data is None:
+        url = settings.redis.url or None
+        data = Path(settings.redis.data) if settings.redis.data else None
+    # Nothing is refused here: what an engine would refuse is what the checks are for.
+    return Target(url, data, durability, allow_unverified=True)
+
+
+def _data(report: Report) -> dict[str, object]:
+    return {
+        "ok": report.level is not Level.RED,
+        "level": report.level,
+        "sale": report.sale,
+        "server": report.server,
+        "findings": report.findings,
+    }
+
+
+def _shown(report: Report, *, settings: bool) -> list[RenderableType]:
+    """One table for all, so that its columns line up; what is not green comes with its remedy."""
+    table = new_table("", "check", "~what was seen")
+    table.show_header = False
+    for group, checks in CHECKS.items():
+        findings = [finding for finding in report.findings if finding.check in checks]
+        if findings:
+            table.add_row("", Text(group, style="dim"), "")
+        for finding in findings:
+            mark, style = _MARKS[finding.level]
+            seen = Text(finding.seen, style="" if finding.level is Level.GREEN else style)
+            if finding.remedy:
+                seen.append(f"\n→ {finding.remedy}", style="default not bold")
+            table.add_row(Text(mark, style=style), finding.check, seen)
+    shown: list[RenderableType] = [table, ""]
+    if not settings:
+        shown.append(Text("settings not checked: name their file with --config", style="dim"))
+    return [*shown, _verdict(report)]
+
+
+def _verdict(report: Report) -> Text:
+    counts = Counter(finding.level for finding in report.findings)
+    mark, style = _MARKS[report.level]
+    said = {
+        Level.GREEN: f"sale {report.sale}: all {counts[Level.GREEN]} checks are green",
+        Level.YELLOW: f"sale {report.sale}: nothing is red, {counts[Level.YELLOW]} yellow",
+        Level.RED: f"sale {report.sale}: {counts[Level.RED]} red, {counts[Level.YELLOW]} yellow",
+    }
+    return Text.assemble((f"{mark} ", style), said[report.level])

@@ -1,4 +1,4 @@
-"""The way of the commands that must work on any server, also on one that an engine refuses: those that
+"""For the commands that must work on any server, also on one that an engine refuses: those that
 look for what is wrong with it, and the one that stops the sales when it is.
 """
 

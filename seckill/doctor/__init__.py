@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Final
 
 from seckill import redis as servers
 from seckill.doctor.finding import CHECKS, Finding, Level, Report, red
-from seckill.doctor.groups import check_groups, read_groups
+from seckill.doctor.groups import check_groups, check_letters, count_letters, read_groups
 from seckill.doctor.host import check_open_files
-from seckill.doctor.intake import check_intake, load_settings
+from seckill.doctor.intake import check_intake, read_settings
 from seckill.doctor.readings import Reading, read_server, shown_url
 from seckill.doctor.sale import check_sale, read_sale
 from seckill.doctor.server import check_server
@@ -34,7 +34,8 @@ __all__ = [
     "check_intake",
     "check_open_files",
     "examine",
-    "load_settings",
+    "read_settings",
+    "shown_url",
 ]
 
 PATIENCE_S: Final = 20.0
@@ -47,13 +48,14 @@ async def examine(
     url: str,
     *,
     durability: servers.Durability = "aof",
-    embedded: bool = False,
     workers: int = 1,
+    groups: tuple[str, ...] = (),
 ) -> list[Finding]:
     """Examines a sale and its server. A server that is away is a finding, not an exception.
 
-    ``embedded``: the server is one of our own, with its data in a directory of this host.
-    Raises InvalidInput for what is no sale's id or no URL.
+    ``workers`` is how many processes of the intake will connect, ``groups`` are consumer groups
+    that must be there. Raises InvalidInput for what is
+    no sale's id or no URL.
     """
     from redis.exceptions import RedisError
 
@@ -70,7 +72,7 @@ async def examine(
             )
             findings = check_server(reading)
             if not reading.info.get("loading"):
-                findings += await _examine_sale(client, sale, reading, embedded=embedded)
+                findings += await _examine_sale(client, sale, reading, groups)
             return findings
     except (TimeoutError, RedisError, OSError, EOFError) as error:
         said = str(error) or "no answer in time"
@@ -81,10 +83,11 @@ async def examine(
 
 
 async def _examine_sale(
-    client: Redis, sale: str, reading: Reading, *, embedded: bool
+    client: Redis, sale: str, reading: Reading, groups: tuple[str, ...]
 ) -> list[Finding]:
     found = await read_sale(client, sale)
-    _, findings = check_sale(found, reading, embedded=embedded)
+    findings = check_sale(found, reading)
     if found.kinds[-1] == "stream":
-        findings.append(check_groups(await read_groups(client, sale), sale, found.now_ms))
+        findings.append(check_groups(await read_groups(client, sale), sale, found.now_ms, groups))
+        findings.append(check_letters(await count_letters(client, sale), sale))
     return findings

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from seckill.doctor.finding import Finding, green, red, yellow
-from seckill.keys import stream_key
+from seckill.keys import relay_keys, stream_key
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["GroupReading", "check_groups", "read_groups"]
+__all__ = ["GroupReading", "check_groups", "check_letters", "count_letters", "read_groups"]
 
 WAITING_MAX: Final = 1_000
 """Entries that may wait for a group before the sale."""
@@ -59,22 +59,50 @@ async def _read_group(client: Redis, key: str, group: dict[str, Any]) -> GroupRe
     )
 
 
-def check_groups(groups: list[GroupReading], sale: str, now_ms: int) -> Finding:
-    """The worst that can be said of any group."""
-    if not groups:
+async def count_letters(client: Redis, sale: str) -> int | None:
+    """Dead letters of the relay: events that the mall never took. None: their key is damaged."""
+    from redis.exceptions import ResponseError
+
+    try:
+        count: Any = await client.hlen(relay_keys(sale).dead)
+    except ResponseError:
+        return None
+    return int(count)
+
+
+def check_letters(count: int | None, sale: str) -> Finding:
+    """Each keeps the later events of its order back."""
+    if count is None:
+        key = relay_keys(sale).dead
+        return red("dead-letters", f"{key} is damaged", "find out who wrote there; call a person")
+    if count:
+        seen = f"{count:,}, and later events of their orders wait behind them"
+        return red("dead-letters", seen, f"look at them: `seckill dead list {sale}`")
+    return green("dead-letters", "none")
+
+
+def check_groups(
+    groups: list[GroupReading], sale: str, now_ms: int, wanted: tuple[str, ...]
+) -> Finding:
+    """The worst that can be said of any group. Those that are ``wanted`` must have a reader."""
+    names = {group.name for group in groups}
+    gone = [f"{name}: nobody has ever read" for name in wanted if name not in names]
+    if not groups and not gone:
         return yellow(
             "groups",
             "none: nobody reads this sale's events",
             "start your worker (docs/events.md) or the relay",
         )
-    late, idle = [], []
+    late, idle = gone, list[str]()
     for group in groups:
         age_s = (now_ms - group.oldest_ms) / 1_000 if group.oldest_ms else 0.0
         if (group.waiting or 0) > WAITING_MAX or age_s > AGE_RED_S:
             late.append(f"{group.name}: {_count(group)} waiting, the oldest for {age_s:,.0f} s")
         elif group.idle_s is None or group.idle_s > IDLE_S:
             since = "ever" if group.idle_s is None else f"for {group.idle_s:,.0f} s"
-            idle.append(f"{group.name}: no reader has asked {since}")
+            (late if group.name in wanted else idle).append(
+                f"{group.name}: no reader asked {since}"
+            )
         elif age_s > AGE_YELLOW_S:
             idle.append(f"{group.name}: {_count(group)} waiting, the oldest for {age_s:,.0f} s")
     remedy = f"look at its workers (`seckill inspect {sale}`)"

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import stat
-import tomllib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
 from seckill.doctor.finding import Finding, green, red, yellow
@@ -15,35 +13,41 @@ from seckill.doctor.readings import is_local
 if TYPE_CHECKING:
     from pydantic import SecretStr
 
+    from seckill.server.load import Loaded
     from seckill.server.settings import Settings
 
-__all__ = ["check_intake", "load_settings"]
+__all__ = ["check_intake", "read_settings"]
 
 SECRET_BYTES_MIN: Final = 32
 DISTINCT_MIN: Final = 10
 """A random secret of 32 hexadecimal digits has fewer different ones once in 10,000 times; words and
 repetitions nearly always have."""
 
+# What load.py says of a file with a secret that everybody can read.
+_OPEN_FILE: Final = "chmod o-r"
 _MAKE_ONE: Final = "make one with `openssl rand -hex 32`"
 
 
-def load_settings(path: Path) -> tuple[Settings | None, Finding]:
-    """The settings an intake would start with, or why it would not start."""
-    from seckill.server.load import SettingsErrors, load
+def read_settings(path: Path) -> tuple[Loaded | None, Finding]:
+    """The settings an intake would start with in this environment, or why it would not start."""
+    from seckill.server.load import SettingsErrors, read
 
     try:
-        settings = load(path)
+        loaded = read(path)
     except SettingsErrors as errors:
-        seen = "; ".join(str(errors).splitlines())
-        return None, red("settings", seen, f"mend {path}, or the environment")
-    return settings, green("settings", f"{path} has no errors")
+        seen = "; ".join(f"{one.where}: {one.problem}" for one in errors.errors)
+        return None, red("settings", seen, "; ".join({one.remedy: 0 for one in errors.errors}))
+    if warnings := [text for text in loaded.warnings if _OPEN_FILE not in text]:
+        return loaded, yellow("settings", "; ".join(warnings), f"look at {path}")
+    return loaded, green("settings", f"{path} has no errors")
 
 
-def check_intake(settings: Settings, path: Path) -> list[Finding]:
+def check_intake(loaded: Loaded) -> list[Finding]:
     """All findings of settings that could be read."""
+    settings = loaded.settings
     return [
         _secrets(settings),
-        _file_modes(path, settings),
+        _file_modes(loaded.warnings),
         _api_keys(settings),
         _webhook(settings),
         _gate(settings),
@@ -78,37 +82,11 @@ def _secrets(settings: Settings) -> Finding:
     return green("secrets", f"{count} of at least {SECRET_BYTES_MIN} bytes")
 
 
-def _file_modes(path: Path, settings: Settings) -> Finding:
-    """Whether every user of this host can read a secret."""
-    try:
-        plain = tomllib.loads(path.read_text("utf-8"))
-    except (OSError, ValueError):
-        plain = {}
-    written = list(_secret_texts(plain))
-    files = [Path(text.removeprefix("file:")) for text in written if text.startswith("file:")]
-    if len(files) < len(written):
-        files.insert(0, path)
-    readable = []
-    for file in files:
-        try:
-            mode = file.stat().st_mode
-        except OSError:
-            continue  # Loading has said so already, or it is relative to another directory.
-        if mode & (stat.S_IROTH | stat.S_IWOTH):
-            readable.append(str(file))
-    if readable:
-        shown = " ".join(readable)
-        seen = f"every user of this host can read the secrets in {', '.join(readable)}"
-        return red("file-modes", seen, f"run `chmod o= {shown}`, then rotate those secrets")
-    return green("file-modes", f"{len(files)} files with secrets, closed to others")
-
-
-def _secret_texts(plain: dict[str, Any]) -> Iterator[str]:
-    for section in ("users", "webhook", "gate"):
-        table = plain.get(section)
-        secrets = table.get("secrets") if isinstance(table, dict) else None
-        if isinstance(secrets, list):
-            yield from (text for text in secrets if isinstance(text, str))
+def _file_modes(warnings: tuple[str, ...]) -> Finding:
+    """Whether every user of this host can read a secret; reading the settings has looked."""
+    if readable := [text for text in warnings if _OPEN_FILE in text]:
+        return red("file-modes", "; ".join(readable), "do so, then rotate those secrets")
+    return green("file-modes", "secrets are closed to other users")
 
 
 def _api_keys(settings: Settings) -> Finding:

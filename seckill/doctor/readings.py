@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from seckill.embedded import running_url
 from seckill.keys import SALES, shard_keys
 from seckill.redis import Durability
 
@@ -65,6 +66,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """A server as it presents itself. ``config`` lacks what it would not tell.
 
     ``durability`` is what is asked of it, and ``connections`` how many more clients tonight brings.
+    ``embedded``: it is one of our own, which is started anew with every intake.
     ``skew_ms`` is how far its clock is ahead of this host's, known to ``round_trip_ms / 2``.
     ``write_ms`` is None when it refused the probe, for the reason ``write_refusal``.
     """
@@ -82,6 +84,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     write_refusal: str
     slow: tuple[SlowCommand, ...] | None
     plan: Plan
+    embedded: bool
 
     @property
     def is_master(self) -> bool:
@@ -120,12 +123,13 @@ async def read_server(
     write_ms, refusal = None, "it is loading" if loading else "it is not a master"
     if is_master and not loading:
         write_ms, refusal = await _probe(client)
+    config = await _config(client)
     return Reading(
         url=url,
         durability=durability,
         connections=connections,
         info=info,
-        config=await _config(client),
+        config=config,
         now_ms=now_ms,
         skew_ms=skew_ms,
         round_trip_ms=round_trip_ms,
@@ -134,6 +138,7 @@ async def read_server(
         write_refusal=refusal,
         slow=await _slow(client),
         plan=Plan() if loading else await _plan(client),
+        embedded="dir" in config and running_url(config["dir"]) == url,
     )
 
 

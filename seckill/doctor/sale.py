@@ -105,23 +105,18 @@ def _texts(reply: Any) -> dict[str, str]:
     }
 
 
-def check_sale(
-    sale: SaleReading, reading: Reading, *, embedded: bool
-) -> tuple[Sale | None, list[Finding]]:
-    """The sale's definition, where it can be read, and all findings of its keys.
-
-    ``embedded``: its server is one of our own, which is started anew with every intake.
-    """
+def check_sale(sale: SaleReading, reading: Reading) -> list[Finding]:
+    """All findings of a sale's own keys. Where its definition can't be read, most are missing."""
     if not sale.exists:
         remedy = "create it: `seckill sale create FILE.toml --open` (`seckill sale list`)"
-        return None, [red("sale", f"no sale {sale.id!r} on this server", remedy)]
+        return [red("sale", f"no sale {sale.id!r} on this server", remedy)]
     definition, finding = _definition(sale)
     if definition is None:
-        return None, [finding, _keys(sale)]
+        return [finding, _keys(sale)]
     findings = [finding, _keys(sale), _stock(sale, definition), _window(sale), _sale_clock(sale)]
     if reading.is_master:
-        findings.append(_home(sale, reading, embedded=embedded))
-    return definition, findings
+        findings.append(_home(sale, reading))
+    return findings
 
 
 def _definition(sale: SaleReading) -> tuple[Sale | None, Finding]:
@@ -244,7 +239,7 @@ def _sale_clock(sale: SaleReading) -> Finding:
     return green("sale-clock", "runs with the server's")
 
 
-def _home(sale: SaleReading, reading: Reading, *, embedded: bool) -> Finding:
+def _home(sale: SaleReading, reading: Reading) -> Finding:
     """Whether this is the server the sale was created on. Nothing compares it while it sells."""
     run_id = reading.info.get("run_id")
     if not run_id or not sale.header.get("server"):
@@ -262,7 +257,7 @@ def _home(sale: SaleReading, reading: Reading, *, embedded: bool) -> Finding:
             f"compare with the mall's own orders (`seckill verify {sale.id}`) before it opens",
         )
     seen = f"its server was started anew {_span(sale.now_ms - started_ms)} ago"
-    if embedded:
+    if reading.embedded:
         return green("home", f"{seen}, from the same directory")
     return yellow("home", seen, "make sure that it was on the same data")
 

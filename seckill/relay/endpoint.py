@@ -26,8 +26,8 @@ GONE: Final = 410
 
 
 class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
-    """Where deliveries go. ``secrets`` all sign; ``timeout_s`` is for one attempt, ``give_up_s`` for
-    an event, from its first attempt by this relay on; ``in_flight`` bounds the attempts at once.
+    """Where deliveries go. ``secrets`` all sign; ``timeout_s`` is for one attempt, ``give_up_s``
+    for an event, from its first failure on; ``in_flight`` bounds the attempts at once.
 
     Raises InvalidInput.
     """

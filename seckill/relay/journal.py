@@ -7,11 +7,9 @@ the lease is still ours. A write whose answer was lost may be repeated.
 from __future__ import annotations
 
 import asyncio
-import os
-import secrets
-import socket
+from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import msgspec
 
@@ -36,6 +34,14 @@ class LeaseLost(SeckillError):
     """Another relay has this sale now, or Redis was away for as long as the lease lasts."""
 
 
+class Mark(NamedTuple):
+    """What is known of an entry at one moment: a bit for each event that was dealt with. Taken with
+    the note, so that an entry never goes out as complete before the letters that make it so."""
+
+    done: int
+    complete: bool
+
+
 class Entry:
     """An entry of the stream whose events are not all dealt with. ``done`` has a bit for each."""
 
@@ -46,75 +52,62 @@ class Entry:
         self.size = size
         self.done = done
 
-    @property
-    def complete(self) -> bool:
-        """Whether it may be acknowledged."""
-        return self.done == (1 << self.size) - 1
+    def mark(self) -> Mark:
+        """As it is now."""
+        return Mark(self.done, self.done == (1 << self.size) - 1)
 
 
 class Notes:
-    """What is yet to be written. ``letters`` maps a field to a new text, or to None: delivered."""
+    """What is yet to be written. ``letters`` maps a field to a new text, or to None: delivered.
+    ``owners`` maps the field of a new letter to its entry."""
 
     def __init__(self) -> None:
-        self.entries: dict[bytes, Entry] = {}
+        self.marks: dict[bytes, Mark] = {}
         self.letters: dict[str, bytes | None] = {}
         self.owners: dict[str, bytes] = {}
         self.heard: set[str] = set()
 
-    def __bool__(self) -> bool:
-        return bool(self.entries or self.letters or self.heard)
-
     def then(self, later: Notes) -> Notes:
         """These and the later ones."""
         both = Notes()
-        both.entries = self.entries | later.entries
+        both.marks = self.marks | later.marks
         both.letters = self.letters | later.letters
         both.owners = self.owners | later.owners
         both.heard = self.heard | later.heard
         return both
 
-    def growing(self) -> Notes:
-        """What a full server refuses."""
-        part = Notes()
-        part.letters = {field: text for field, text in self.letters.items() if text is not None}
-        part.owners = self.owners
+    def split(self) -> tuple[Notes, Notes]:
+        """What a full server takes, and what it refuses. An entry stays unacknowledged until its
+        letters are written."""
+        taken, refused = Notes(), Notes()
+        refused.owners = self.owners
         waiting = set(self.owners.values())
-        part.entries = {
-            name: entry
-            for name, entry in self.entries.items()
-            if name in waiting or not entry.complete
-        }
-        return part
-
-    def shrinking(self) -> Notes:
-        """The rest. An entry stays unacknowledged until its dead letters are written."""
-        part, other = Notes(), self.growing()
-        part.letters = {field: None for field, text in self.letters.items() if text is None}
-        part.entries = {
-            name: entry for name, entry in self.entries.items() if name not in other.entries
-        }
-        part.heard = self.heard
-        return part
+        for name, mark in self.marks.items():
+            part = taken if mark.complete and name not in waiting else refused
+            part.marks[name] = mark
+        for field, text in self.letters.items():
+            (taken if text is None else refused).letters[field] = text
+        taken.heard = self.heard
+        return taken, refused
 
 
 class Journal:
-    """The lease of one sale, and the notes of who holds it. ``lease_ms`` is how long a relay that
-    died keeps another one from taking over."""
+    """The lease of one sale, and the notes of who holds it. ``token`` names this relay;
+    ``lease_ms`` is how long a relay that died keeps another one from taking over."""
 
-    def __init__(self, client: Redis, sale: str, *, lease_ms: int) -> None:
+    def __init__(self, client: Redis, sale: str, token: bytes, *, lease_ms: int) -> None:
         self._client: Any = client
         self._keys = relay_keys(sale)
         self._stream = stream_key(sale)
-        self._token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}".encode()
+        self._token = token
         self._lease_ms = lease_ms
         self._valid_until = 0.0
         self._notes = Notes()
         self._noted = asyncio.Event()
         self._letters = 0
-        self.again: set[str] = set()
-        """The subjects to be sent again, as of the last write."""
-        self.full = False
-        """Whether Redis has refused to take more at the last write."""
+        self._full = False
+        self.on_again: Callable[[set[str]], None] = lambda _: None
+        """Called after a write with the subjects that somebody wants to be sent again."""
 
     @property
     def held(self) -> bool:
@@ -124,15 +117,17 @@ class Journal:
     @property
     def has_room(self) -> bool:
         """Whether one more event may become a dead letter."""
-        return self._letters < DEAD_MAX and not self.full
+        return self._letters < DEAD_MAX and not self._full
 
-    async def acquire(self, letters: int = 0) -> bytes | None:
+    def has_written(self, subject: str) -> bool:
+        """Whether every letter of this subject is in Redis by now."""
+        return not any(field.endswith(f":{subject}") for field in self._notes.letters)
+
+    async def acquire(self) -> bytes | None:
         """Takes the lease; None, or the token of who holds it."""
         asked_at = monotonic()
         async with asyncio.timeout(PATIENCE_S):
-            ours = await self._client.set(
-                self._keys.lease, self._token, nx=True, px=self._lease_ms
-            )
+            ours = await self._client.set(self._keys.lease, self._token, nx=True, px=self._lease_ms)
             if not ours:
                 return await self._client.get(self._keys.lease) or b"?"
         self._valid_until = asked_at + self._lease_ms / 1000
@@ -153,7 +148,11 @@ class Journal:
     def done(self, entry: Entry, index: int) -> None:
         """This event was delivered, or was a letter already."""
         entry.done |= 1 << index
-        self._notes.entries[entry.id] = entry
+        self.touch(entry)
+
+    def touch(self, entry: Entry) -> None:
+        """Writes down how far this entry is; it is acknowledged when all of it is dealt with."""
+        self._notes.marks[entry.id] = entry.mark()
         self._noted.set()
 
     def bury(self, letter: Letter, entry: Entry | None, index: int = 0) -> None:
@@ -187,7 +186,7 @@ class Journal:
             except TimeoutError:
                 pass
             await self.write()
-            await asyncio.sleep(RETRY_S if self.full else WRITE_S)
+            await asyncio.sleep(RETRY_S if self._full else WRITE_S)
 
     async def write(self, *, release: bool = False) -> None:
         """Writes what was noted, again and again while the lease is ours. Raises LeaseLost."""
@@ -198,7 +197,9 @@ class Journal:
             self._noted.clear()
             try:
                 async with asyncio.timeout(PATIENCE_S):
-                    await self._write(notes, release=release)
+                    again = await self._write(notes, release=release)
+                # What is about to be struck off the list was answered already.
+                self.on_again(again - self._notes.heard)
                 return
             except (RedisError, OSError, EOFError) as error:
                 # Cancelled or refused, it may have happened all the same; again does no harm.
@@ -212,21 +213,23 @@ class Journal:
                 self._notes = notes.then(self._notes)
                 raise
 
-    async def _write(self, notes: Notes, *, release: bool) -> None:
+    async def _write(self, notes: Notes, *, release: bool) -> set[str]:
         from redis.exceptions import ResponseError
 
         try:
-            await self._transact(notes, release=release)
-            self.full = False
+            again = await self._transact(notes, release=release)
+            self._full = False
         except ResponseError as error:
             if not isinstance(servers.refusal_of(error), ServerFull):
                 raise
-            self.full = True
-            self._notes = notes.growing().then(self._notes)
+            self._full = True
+            taken, refused = notes.split()
+            again = await self._transact(taken, release=release)
+            self._notes = refused.then(self._notes)
             self._noted.set()
-            await self._transact(notes.shrinking(), release=release)
+        return again
 
-    async def _transact(self, notes: Notes, *, release: bool) -> None:
+    async def _transact(self, notes: Notes, *, release: bool) -> set[str]:
         from redis.exceptions import WatchError
 
         keys = self._keys
@@ -241,12 +244,12 @@ class Journal:
                     pipe.hdel(keys.dead, field)
                 else:
                     pipe.hset(keys.dead, field, text)
-            for entry in notes.entries.values():
-                if entry.complete:
-                    pipe.xack(self._stream, GROUP, entry.id)
-                    pipe.hdel(keys.done, entry.id)
+            for entry, mark in notes.marks.items():
+                if mark.complete:
+                    pipe.xack(self._stream, GROUP, entry)
+                    pipe.hdel(keys.done, entry)
                 else:
-                    pipe.hset(keys.done, entry.id, entry.done)
+                    pipe.hset(keys.done, entry, mark.done)
             if notes.heard:
                 pipe.srem(keys.again, *notes.heard)
             pipe.smembers(keys.again)
@@ -258,5 +261,5 @@ class Journal:
                 replies = await pipe.execute()
             except WatchError:
                 raise LeaseLost("another relay has taken over") from None
-        self.again = {name.decode() for name in replies[-2]}
         self._valid_until = 0.0 if release else asked_at + self._lease_ms / 1000
+        return {name.decode() for name in replies[-2]}

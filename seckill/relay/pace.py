@@ -30,7 +30,7 @@ class Pace(msgspec.Struct, frozen=True):
     probe_s: float = 5.0
 
     def wait_s(self, failures: int, retry_after_s: float) -> float:
-        """How long to wait after so many failures, with jitter so that not all come back at once."""
+        """How long to wait after so many failures, with jitter, so that not all come at once."""
         longest = min(self.longest_s, self.first_s * 2.0 ** min(failures - 1, 60))
         asked = min(retry_after_s, self.retry_after_max_s)
         return max(longest * random.uniform(0.5, 1.0), asked * random.uniform(1.0, 1.1))
@@ -51,7 +51,7 @@ class Turns:
         self._new: deque[asyncio.Future[None]] = deque()
         self._old: deque[asyncio.Future[None]] = deque()
         self._troubled: set[Hashable] = set()
-        self._probe_wait_s = pace.first_s
+        self._probe_wait_s = min(pace.first_s, pace.probe_s)
         self._next_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
 
@@ -75,19 +75,23 @@ class Turns:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
-                self._busy -= 1
-                self._admit()
-            else:
+                self.skip()
+            elif waiter in line:
                 line.remove(waiter)
             raise
 
+    def skip(self) -> None:
+        """Gives a turn back of which no use was made."""
+        self._busy -= 1
+        self._admit()
+
     def give(self, subject: Hashable, cause: str = "") -> None:
-        """Gives a turn back; ``cause`` says why the attempt failed."""
+        """Gives a turn back after an attempt; ``cause`` says why it failed, if it did."""
         self._busy -= 1
         was_down = self.down
         if not cause:
             self._troubled.clear()
-            self._probe_wait_s = self._pace.first_s
+            self._probe_wait_s = min(self._pace.first_s, self._pace.probe_s)
             if was_down:
                 _log.warning("the endpoint answers again")
         elif was_down or len(self._troubled) < TROUBLED_MIN:
@@ -95,10 +99,15 @@ class Turns:
             if self.down:
                 if not was_down:
                     _log.warning("the endpoint is down (%s); it is asked now and then", cause)
-                self._probe_wait_s = min(self._probe_wait_s * 2, self._pace.probe_s)
-                wait_s = self._probe_wait_s * random.uniform(0.5, 1.0)
-                self._next_at = asyncio.get_running_loop().time() + wait_s
+                self._wait()
         self._admit()
+
+    def _wait(self) -> None:
+        """Puts the next probe off, once for all attempts that were under way together."""
+        now = asyncio.get_running_loop().time()
+        if now >= self._next_at:
+            self._next_at = now + self._probe_wait_s * random.uniform(0.5, 1.0)
+            self._probe_wait_s = min(self._probe_wait_s * 2, self._pace.probe_s)
 
     def _admit(self) -> None:
         loop = asyncio.get_running_loop()

@@ -1,0 +1,261 @@
+"""Connections: slow clients are cut, and an end is announced before it comes.
+
+aiohttp lets a client take as long for the head of a request as it keeps idle connections, and for
+reading an answer as long as it likes. ``Connections`` gives both a limit. One timer looks at those
+that are late; a request that comes whole costs it two attributes.
+
+At the end every open connection first gets one more answer, which says ``Connection: close``.
+aiohttp would close idle connections at once, also those on which the next request is already on its
+way, and its client would never know whether that was done.
+
+What of aiohttp is used here and is not documented: ``RequestHandler._waiter`` (pending while a
+connection waits for a request), ``_request_handler`` (what is called for each request) and
+``AppRunner._make_server``. tests/web/test_slow_clients.py fails when one of them changes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from asyncio import Future
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+from aiohttp import web
+
+from .listen import BACKLOG
+from .settings import Server
+
+__all__ = ["Connection", "Connections", "Runner"]
+
+# How long idle connections are kept at the end for a request that may be on its way.
+LINGER_S: Final = 1.0
+POLL_S: Final = 0.05
+# What is still under way after ``drain_s`` gets this long to be cancelled in good order.
+CANCEL_S: Final = 0.5
+
+# A body would say nothing more; whoever can't send a head in time won't read one.
+_TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+
+_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+
+
+class Connection(web.RequestHandler):
+    """One connection."""
+
+    __slots__ = ("_connections", "_stuck")
+
+    def __init__(self, connections: Connections, **options: Any) -> None:
+        super().__init__(connections, **options)
+        self._connections = connections
+        self._stuck: object = None
+
+    @property
+    def waiter(self) -> Future[None] | None:
+        """What this connection waits on while it has no whole request."""
+        waiter = self._waiter
+        return None if waiter is None or waiter.done() else waiter
+
+    @property
+    def stuck(self) -> object:
+        """A token of the present time in which the client does not read, or None."""
+        return self._stuck
+
+    def data_received(self, data: bytes) -> None:
+        """Part of asyncio.Protocol."""
+        super().data_received(data)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            self._connections.heads.watch(self, waiter)
+
+    def pause_writing(self) -> None:
+        """Part of asyncio.Protocol: the client does not read."""
+        super().pause_writing()
+        self._stuck = object()
+        self._connections.writers.watch(self, self._stuck)
+
+    def resume_writing(self) -> None:
+        """Part of asyncio.Protocol."""
+        self._stuck = None
+        super().resume_writing()
+
+    def refuse(self) -> None:
+        """Cuts a client that does not finish the head of its request."""
+        if self.transport is not None:
+            self.transport.write(_TOO_SLOW)
+        self.force_close()
+
+    def abort(self) -> None:
+        """Cuts a client that does not read its answer."""
+        transport = self.transport
+        self.force_close()
+        if isinstance(transport, asyncio.WriteTransport):
+            transport.abort()
+
+    def answer_by(self, handler: _Handler) -> None:
+        """Lets another handler answer the next request."""
+        self._request_handler = handler
+
+
+class Watch:
+    """Connections in a state that must be over in ``seconds``, in order, with one timer for all.
+
+    A token names a state: ``is_same`` tells later whether the connection is still in it.
+    """
+
+    def __init__(
+        self,
+        seconds: float,
+        is_same: Callable[[Connection, object], bool],
+        cut: Callable[[Connection], None],
+    ) -> None:
+        self._seconds = seconds
+        self._is_same = is_same
+        self._cut = cut
+        self._loop = asyncio.get_running_loop()
+        self._watched: OrderedDict[Connection, tuple[object, float]] = OrderedDict()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def __contains__(self, connection: Connection) -> bool:
+        watched = self._watched.get(connection)
+        return watched is not None and self._is_same(connection, watched[0])
+
+    def watch(self, connection: Connection, token: object) -> None:
+        """From now on, or for as long as this very state has been watched already."""
+        watched = self._watched.get(connection)
+        if watched is not None:
+            if watched[0] is token:
+                return
+            del self._watched[connection]
+        due_s = self._loop.time() + self._seconds
+        self._watched[connection] = (token, due_s)
+        if self._timer is None:
+            self._timer = self._loop.call_at(due_s, self._look)
+
+    def forget(self, connection: Connection) -> None:
+        """The connection has ended."""
+        self._watched.pop(connection, None)
+
+    def stop(self) -> None:
+        """There is nothing left to look at."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look(self) -> None:
+        now_s = self._loop.time()
+        self._timer = None
+        while self._watched:
+            connection, (token, due_s) = next(iter(self._watched.items()))
+            if due_s > now_s:
+                # A flood of slow clients is looked at ten times a second and no oftener.
+                self._timer = self._loop.call_at(max(due_s, now_s + 0.1), self._look)
+                return
+            del self._watched[connection]
+            if self._is_same(connection, token):
+                self._cut(connection)
+
+
+class Connections(web.Server):
+    """All connections of one intake."""
+
+    def __init__(
+        self, handler: _Handler, *, read_timeout_s: float, keepalive_s: float, **options: Any
+    ) -> None:
+        super().__init__(handler, keepalive_timeout=keepalive_s, access_log=None, **options)
+        self._options = self._kwargs
+        self.heads = Watch(read_timeout_s, _waits_on, Connection.refuse)
+        # No answer fills the buffers of a client that reads, so this is for those that do not.
+        self.writers = Watch(keepalive_s, _is_stuck, Connection.abort)
+
+    def __call__(self) -> Connection:
+        """A new connection, for the event loop."""
+        return Connection(self, loop=self._loop, **self._options)
+
+    def connection_lost(
+        self, handler: web.RequestHandler, exc: BaseException | None = None
+    ) -> None:
+        """Part of web.Server."""
+        super().connection_lost(handler, exc)
+        if isinstance(handler, Connection):
+            self.heads.forget(handler)
+            self.writers.forget(handler)
+
+    async def drain(self, seconds: float) -> None:
+        """Ends every connection with an answer that says so. Returns when all have ended, or those
+        left have had nothing to say for a moment, or the time is over."""
+        loop = asyncio.get_running_loop()
+        began_s = loop.time()
+        handler = self.request_handler
+
+        async def answer_last(request: web.BaseRequest) -> web.StreamResponse:
+            response = await handler(request)
+            response.headers["Connection"] = "close"
+            response.force_close()
+            return response
+
+        # For connections that were accepted and are not made yet, and for those that are.
+        self.request_handler = answer_last
+        for connection in self._open():
+            connection.answer_by(answer_last)
+        while (open_now := self._open()) and (passed_s := loop.time() - began_s) < seconds:
+            if passed_s >= LINGER_S and all(map(self._is_idle, open_now)):
+                return
+            await asyncio.sleep(POLL_S)
+
+    def stop(self) -> None:
+        """Looks at nothing any more."""
+        self.heads.stop()
+        self.writers.stop()
+
+    def _open(self) -> list[Connection]:
+        return [each for each in self.connections if isinstance(each, Connection)]
+
+    def _is_idle(self, connection: Connection) -> bool:
+        return connection.waiter is not None and connection not in self.heads
+
+
+def _waits_on(connection: Connection, waiter: object) -> bool:
+    return connection.waiter is waiter
+
+
+def _is_stuck(connection: Connection, token: object) -> bool:
+    return connection.stuck is token
+
+
+class Runner(web.AppRunner):
+    """Serves an application on sockets that listen already, and ends it in good order."""
+
+    def __init__(
+        self, app: web.Application, sockets: Sequence[socket.socket], options: Server
+    ) -> None:
+        super().__init__(app, shutdown_timeout=CANCEL_S)
+        self._sockets = sockets
+        self._options = options
+
+    async def setup(self) -> None:
+        """Starts the application, and takes requests."""
+        await super().setup()
+        for sock in self._sockets:
+            await web.SockSite(self, sock, backlog=BACKLOG).start()
+
+    async def cleanup(self) -> None:
+        """Lets nobody new in, answers what is under way, then ends the application."""
+        for site in self.sites:
+            await site.stop()
+        connections = self.server
+        if isinstance(connections, Connections):
+            await connections.drain(self._options.drain_s)
+        await super().cleanup()
+        if isinstance(connections, Connections):
+            connections.stop()
+
+    async def _make_server(self) -> web.Server:
+        made = await super()._make_server()
+        return Connections(
+            made.request_handler,
+            request_factory=made.request_factory,
+            read_timeout_s=self._options.read_timeout_s,
+            keepalive_s=self._options.keepalive_s,
+        )

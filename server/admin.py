@@ -18,7 +18,8 @@ from .batch import BATCH_BYTES_MAX
 from .exchange import INTAKE, key_of, need, read, reply
 from .operation import Operation
 from .pages import pages_of
-from .problems import ANSWERS, Problem, Reply, refusal
+from .problems import ANSWERS, STORAGE_FULL, Problem, refusal
+from .reply import Reply
 from .wire_admin import (
     TIMEOUT_MS_MIN,
     PauseRequest,
@@ -47,6 +48,7 @@ _ON_SALE: Final = (Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED)
     body=SaleRequest,
     answer=SaleOutcomeDocument,
     statuses=(Status.CREATED, Status.EXISTS, Status.CONFLICT, Status.UPGRADE_NEEDED),
+    kinds=(STORAGE_FULL,),
 )
 async def create(request: web.Request) -> web.Response:
     """Creates a sale, which sells nothing before it is opened. The same again changes nothing,
@@ -71,6 +73,7 @@ async def create(request: web.Request) -> web.Response:
     who="admin",
     answer=SaleOutcomeDocument,
     statuses=(Status.DONE, Status.ALREADY, Status.PAUSED, Status.CLOSED, *_ON_SALE),
+    kinds=(STORAGE_FULL,),
 )
 async def open_sale(request: web.Request) -> web.Response:
     """Opens a created sale: it sells from ``opens_ms`` on."""
@@ -137,6 +140,7 @@ async def close(request: web.Request) -> web.Response:
         Status.STALE_DEFINITION,
         *_ON_SALE,
     ),
+    kinds=(STORAGE_FULL,),
 )
 async def stock(request: web.Request) -> web.Response:
     """Adds units to a SKU, or takes some away, while the sale runs. Idempotency-Key names this
@@ -148,10 +152,8 @@ async def stock(request: web.Request) -> web.Response:
     if not now.ok:
         return refusal(now.status)
     pages_of(request.app[INTAKE]).changed()
-    code = ANSWERS[now.status].code
-    response = reply(stock_document(code, sale, wish.sku, now))
-    response.code = code
-    return response
+    kind = ANSWERS[now.status]
+    return reply(stock_document(kind.code, sale, wish.sku, now), kind.http, kind.code)
 
 
 @Operation(
@@ -177,9 +179,8 @@ def _answer(request: web.Request, outcome: Outcome) -> Reply:
         return refusal(outcome.status)
     pages_of(request.app[INTAKE]).changed()
     kind = ANSWERS[outcome.status]
-    response = reply(SaleOutcomeDocument(kind.code, request.match_info["sale"]), kind.http)
-    response.code = kind.code
-    return response
+    document = SaleOutcomeDocument(kind.code, request.match_info["sale"])
+    return reply(document, kind.http, kind.code)
 
 
 def _sale(sale: str, fields: dict[str, Any]) -> Sale:

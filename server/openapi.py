@@ -19,14 +19,13 @@ from . import gate, problems
 from .operation import Operation, operation_of
 from .pages import Page, etag_of, page_reply
 from .problems import ANSWERS, Kind
+from .reply import JSON, PROBLEM
 from .wire import ProblemDocument
 
 __all__ = ["ROUTES", "describe", "every_kind"]
 
 MAX_AGE_S: Final = 60
 
-_PROBLEM: Final = "application/problem+json"
-_JSON: Final = "application/json"
 _SCHEMAS: Final = "#/components/schemas/"
 _METHODS: Final = ("GET", "PUT", "POST", "DELETE", "PATCH")
 _OPAQUE: Final = r"^[!-+\--{}~]{1,64}$"
@@ -194,7 +193,7 @@ def _operation(path: str, operation: Operation, doc: str) -> dict[str, Any]:
     if parameters := _parameters(path, operation):
         described["parameters"] = parameters
     if operation.body is not None:
-        content = {_JSON: {"schema": _ref(operation.body)}}
+        content = {JSON: {"schema": _ref(operation.body)}}
         described["requestBody"] = {"required": True, "content": content}
     described["responses"] = _responses(operation)
     described["security"] = _SECURITY[operation.who]
@@ -247,7 +246,7 @@ def _good(operation: Operation, http: int, kinds: list[Kind]) -> dict[str, Any]:
     if isinstance(operation.answer, str):
         content: dict[str, Any] = {operation.answer: {"schema": {"type": "string"}}}
     else:
-        content = {_JSON: {"schema": _with_codes(_ref(operation.answer), kinds)}}
+        content = {JSON: {"schema": _with_codes(_ref(operation.answer), kinds)}}
     headers = (["Location"] if http == 201 and operation.keyed else []) + (
         ["ETag"] if operation.cached else []
     )
@@ -264,7 +263,7 @@ def _bad(http: int, kinds: list[Kind]) -> dict[str, Any]:
     return {
         "description": _table(kinds),
         **({"headers": headers} if headers else {}),
-        "content": {_PROBLEM: {"schema": schema}},
+        "content": {PROBLEM: {"schema": schema}},
     }
 
 
@@ -289,7 +288,7 @@ _PAGES: Final[WeakKeyDictionary[web.Application, Page]] = WeakKeyDictionary()
 @Operation(
     id="read_description",
     zh="本接口的 OpenAPI 3.1 描述",
-    answer=_JSON,
+    answer=JSON,
     asks_engine=False,
     cached=True,
 )

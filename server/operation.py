@@ -23,7 +23,6 @@ Who = Literal["anyone", "user", "backend", "admin", "metrics"]
 # Whatever is asked may end like this.
 _ALWAYS: Final = (problems.INTERNAL, problems.BUSY, problems.SHUTTING_DOWN)
 _ENGINE: Final = (problems.UNAVAILABLE, problems.OUTCOME_UNKNOWN)
-_WRITES: Final = (problems.OVERLOADED, problems.STORAGE_FULL)
 _SECURED: Final = (problems.UNAUTHENTICATED, problems.TOKEN_EXPIRED, problems.FORBIDDEN)
 _BODY: Final = (
     problems.MALFORMED_JSON,

@@ -28,7 +28,7 @@ from seckill.sale import check_sale_id
 from seckill.snapshot import Snapshot
 
 from .intake import Intake
-from .problems import Reply
+from .reply import JSON, Reply
 from .wire import SaleEntry, SalesDocument, encode, sale_document, sale_entry
 
 __all__ = ["STALE_S", "Page", "Pages", "etag_of", "page_reply", "pages_of"]
@@ -246,15 +246,14 @@ def pages_of(intake: Intake) -> Pages:
     return pages
 
 
-def page_reply(
-    request: web.Request, page: Page, max_age_s: int, media_type: str = "application/json"
-) -> Reply:
+def page_reply(request: web.Request, page: Page, max_age_s: int, media: str = JSON) -> Reply:
     """A page for everybody, or 304 to whoever has it already. ``Age`` says how old a page is that
     is only shown because Redis does not answer."""
     now_s = monotonic()
     headers = {
         "Cache-Control": f"public, max-age={max_age_s}, stale-if-error={int(STALE_S)}",
         "ETag": f'"{page.etag}"',
+        "Server": "seckill",
     }
     if page.ahead_ms is not None:
         headers["Seckill-Time-Ms"] = str(int(now_s * 1000 + page.ahead_ms))
@@ -263,7 +262,7 @@ def page_reply(
     known = request.if_none_match
     if known and any(tag.value in (page.etag, "*") for tag in known):
         return Reply(status=304, headers=headers)
-    headers["Content-Type"] = media_type
+    headers["Content-Type"] = media
     return Reply(body=page.body, headers=headers)
 
 

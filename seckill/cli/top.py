@@ -83,6 +83,8 @@ async def _watch(watcher: Watcher, frame: Frame, console: Console) -> None:
                         await end.wait()
                 except TimeoutError:
                     pass
+                if end.is_set():
+                    break
                 look = asyncio.ensure_future(watcher.look())
                 leave = asyncio.ensure_future(end.wait())
                 # q must not have to wait for a server that hangs.
@@ -90,7 +92,8 @@ async def _watch(watcher: Watcher, frame: Frame, console: Console) -> None:
                 leave.cancel()
                 if not look.done():
                     look.cancel()
-                    continue
+                    await asyncio.gather(look, return_exceptions=True)
+                    break
                 try:
                     frame, trouble, since_s = look.result(), "", monotonic()
                 except SeckillError as error:

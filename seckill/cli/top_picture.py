@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final
+from collections.abc import Sequence
+from typing import Final, NamedTuple
 
 from rich.cells import cell_len
-from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from seckill.cli.output import countdown, moment
@@ -17,11 +16,11 @@ from seckill.snapshot import Snapshot, Stock
 
 __all__ = ["picture"]
 
-HEAD_LINES: Final = 3
-SALE_LINES: Final = 3
+HEAD_LINES: Final = 2
+SALE_LINES: Final = 5
+UNDER_WAY: Final = ("selling", "paused")
 BAR_MAX: Final = 30
 LABEL: Final = 8
-WIDE: Final = 100
 
 _PHASES: Final = {
     "selling": "bold green",
@@ -32,43 +31,50 @@ _PHASES: Final = {
 }
 
 
-def picture(frame: Frame, width: int, height: int | None, trouble: str = "") -> RenderableType:
+def picture(frame: Frame, width: int, height: int | None, trouble: str = "") -> Text:
     """The frame in ``width`` columns and at most ``height`` lines (None: as many as it takes).
 
     ``trouble`` says why there is no newer frame.
     """
-    parts: list[RenderableType] = [_head(frame, width, trouble)]
-    left = None if height is None else height - HEAD_LINES
+    parts: list[Text] = _head(frame, width, trouble)
     shown = list(frame.sales)
-    if left is not None:
+    if height is not None:
         # Each sale has its lines before any has a SKU; the last line is for those left out.
-        shown = shown[: max(1, (left - 1) // (SALE_LINES + 1))]
-    rows = _rows(shown, left)
-    for view, count in zip(shown, rows, strict=True):
-        parts += ["", *_sale(view, width, count)]
-    hidden = frame.others + len(frame.sales) - len(shown)
-    if hidden:
+        shown = shown[: max(1, (height - HEAD_LINES - 1) // SALE_LINES)]
+    pairs = [(view.sale, view.snapshot) for view in shown if view.sale and view.snapshot]
+    columns = _Columns.of([sale for sale, _ in pairs], [shot for _, shot in pairs], width)
+    for view, rows in zip(shown, _rows(shown, height), strict=True):
+        parts += [Text(), *_sale(view, width, rows, columns)]
+    if hidden := frame.others + len(frame.sales) - len(shown):
         parts.append(Text(f"and {hidden} more: seckill top SALE", style="dim"))
     if not frame.sales:
-        parts += ["", Text("no sale of this server is open or to come", style="dim")]
-    return Group(*parts)
+        parts += [Text(), Text("no sale of this server is open or to come", style="dim")]
+    return Text("\n").join(parts[:height])
 
 
-def _rows(views: list[SaleView], left: int | None) -> list[int]:
-    """How many lines each sale's SKUs get: an equal share, and what one leaves goes to the next."""
+def _rows(views: list[SaleView], height: int | None) -> list[int]:
+    """How many lines the SKUs of each sale get: an equal share of what is free for those under way,
+    and what they leave for the others."""
+    # The line of a sale's only SKU would say what the sale's own line says.
     wanted = [len(view.sale.items) if view.sale else 0 for view in views]
-    if left is None:
+    wanted = [0 if want == 1 else want for want in wanted]
+    if height is None:
         return wanted
-    free = left - 1 - len(views) * (SALE_LINES + 1)
-    rows = []
-    for index, want in enumerate(wanted):
-        share = max(0, free) // (len(views) - index)
-        rows.append(min(want, share))
-        free -= rows[-1]
+    free = max(0, height - HEAD_LINES - 1 - len(views) * SALE_LINES)
+    under_way = [bool(view.snapshot and view.snapshot.phase in UNDER_WAY) for view in views]
+    rows = [0] * len(views)
+    for turn in (True, False):
+        waiting = [index for index, mine in enumerate(under_way) if mine is turn]
+        # Who wants least first, so that what it leaves goes to those who want more.
+        waiting.sort(key=wanted.__getitem__, reverse=True)
+        while waiting:
+            index = waiting.pop()
+            rows[index] = min(wanted[index], free // (len(waiting) + 1))
+            free -= rows[index]
     return rows
 
 
-def _head(frame: Frame, width: int, trouble: str) -> Text:
+def _head(frame: Frame, width: int, trouble: str) -> list[Text]:
     server = frame.server
     name = Text.assemble(("seckill top", "bold"), f"  {server.name}")
     if server.role != "master":
@@ -77,8 +83,8 @@ def _head(frame: Frame, width: int, trouble: str) -> Text:
     name.append(" " * max(2, width - cell_len(name.plain) - len(clock)))
     name.append(clock, style="dim")
     if trouble:
-        return Text("\n").join([_cut(name, width), _cut(Text(trouble, style="bold red"), width)])
-    return Text("\n").join([_cut(name, width), _line("server", _server_facts(server), width)])
+        return [_cut(name, width), _cut(Text(trouble, style="bold red"), width)]
+    return [_cut(name, width), _line("server", _server_facts(server), width)]
 
 
 def _server_facts(server: ServerView) -> list[Text]:
@@ -103,17 +109,18 @@ def _server_facts(server: ServerView) -> list[Text]:
     ]
 
 
-def _sale(view: SaleView, width: int, rows: int) -> list[RenderableType]:
+def _sale(view: SaleView, width: int, rows: int, columns: _Columns) -> list[Text]:
     if view.sale is None or view.snapshot is None:
-        return [_cut(Text(f"{view.id}  {view.problem}", style="bold red"), width), "", ""]
+        return [_cut(Text(f"{view.id}  {view.problem}", style="bold red"), width)]
     snapshot = view.snapshot
-    lines: list[RenderableType] = [
+    lines = [
         _title(view.sale, snapshot, width),
+        _line("stock", _all_units(snapshot), width),
         _line("orders", _flow(view, snapshot), width),
         _line("events", _events(view, snapshot), width),
     ]
     items = _busiest(view.sale, snapshot, rows)
-    return [*lines, _stock(items, snapshot, width)] if items else lines
+    return lines + [_cut(_item(one, snapshot.stock[one.sku], columns), width) for one in items]
 
 
 def _title(sale: Sale, snapshot: Snapshot, width: int) -> Text:
@@ -138,9 +145,20 @@ def _flow(view: SaleView, snapshot: Snapshot) -> list[Text]:
     return [
         orders,
         Text(f"{snapshot.buyers:,} buyers"),
-        Text(f"{snapshot.holds_queue:,} in the queue of holds"),
-        Text(f"{snapshot.paying_queue:,} of payments"),
+        Text(
+            f"deadlines: {snapshot.holds_queue:,} of holds, {snapshot.paying_queue:,} of payments"
+        ),
     ]
+
+
+def _all_units(snapshot: Snapshot) -> list[Text]:
+    names = ("available", "held", "confirmed", "total")
+    stocks = snapshot.stock.values()
+    whole = Stock(*(sum(getattr(stock, name) for stock in stocks) for name in names))
+    *parts, total = _units(whole, 1)
+    facts = [Text(text.strip(), style=style) for text, style in parts]
+    facts[-1].append(f" {total[0].strip()}", style="dim")
+    return [*facts, _bar(whole, BAR_MAX)]
 
 
 def _events(view: SaleView, snapshot: Snapshot) -> list[Text]:
@@ -175,29 +193,51 @@ def _busiest(sale: Sale, snapshot: Snapshot, rows: int) -> list[Item]:
     return [item for item in sale.items if item in chosen]
 
 
-def _stock(items: list[Item], snapshot: Snapshot, width: int) -> Table:
-    table = Table(box=None, show_header=False, pad_edge=False, padding=(0, 2, 0, 0))
-    for justify in ("left", "left", "left", "right", "right", "right", "right"):
-        table.add_column(justify=justify, no_wrap=True)
-    # The numbers need 50 columns, the bar takes what is left over, within reason.
-    titles = 26 if width >= WIDE else max(10, width - 68)
-    bar = min(BAR_MAX, max(8, width - 92)) if width >= WIDE else 8
-    for item in items:
-        stock = snapshot.stock[item.sku]
-        sku, title = Text(item.sku, style="dim"), Text(item.title)
-        sku.truncate(20 if width >= WIDE else 10, overflow="ellipsis")
-        title.truncate(titles, overflow="ellipsis", pad=True)
-        # Fixed widths: what jumps to and fro can't be read.
-        table.add_row(
-            sku,
-            title,
-            _bar(stock, bar),
-            Text(f"{stock.available:>6,} left", style="" if stock.available else "dim"),
-            Text(f"{stock.held:>5,} held", style="yellow" if stock.held else "dim"),
-            Text(f"{stock.confirmed:>5,} paid", style="green" if stock.confirmed else "dim"),
-            Text(f"of {stock.total:,}", style="dim"),
-        )
-    return table
+class _Columns(NamedTuple):
+    """Widths in cells, the same for all sales: what does not line up, or jumps, can't be read."""
+
+    sku: int
+    title: int
+    bar: int
+    number: int
+
+    @classmethod
+    def of(cls, sales: Sequence[Sale], snapshots: Sequence[Snapshot], width: int) -> _Columns:
+        """What is left beside the numbers goes to SKU, title and bar."""
+        most = max((s.total for one in snapshots for s in one.stock.values()), default=0)
+        number = max(3, len(f"{most:,}"))
+        room = width - 4 * (number + 7) - 4
+        skus = [len(item.sku) for sale in sales for item in sale.items]
+        titles = [cell_len(item.title) for sale in sales for item in sale.items]
+        sku = min(max(skus, default=0), max(8, room // 4), 24)
+        title = min(max(titles, default=0), max(8, room // 3), 36)
+        return cls(sku, title, max(6, min(BAR_MAX, room - sku - title)), number)
+
+
+def _item(item: Item, stock: Stock, columns: _Columns) -> Text:
+    return Text.assemble(
+        _fitted(item.sku, columns.sku, "dim"),
+        "  ",
+        _fitted(item.title, columns.title, ""),
+        "  ",
+        _bar(stock, columns.bar),
+        *_units(stock, columns.number),
+    )
+
+
+def _units(stock: Stock, digits: int) -> list[tuple[str, str]]:
+    return [
+        (f"  {stock.available:>{digits},} left", "" if stock.available else "dim"),
+        (f"  {stock.held:>{digits},} held", "yellow" if stock.held else "dim"),
+        (f"  {stock.confirmed:>{digits},} paid", "green" if stock.confirmed else "dim"),
+        (f"  of {stock.total:>{digits},}", "dim"),
+    ]
+
+
+def _fitted(text: str, width: int, style: str) -> Text:
+    fitted = Text(text, style=style)
+    fitted.truncate(width, overflow="ellipsis", pad=True)
+    return fitted
 
 
 def _bar(stock: Stock, width: int) -> Text:

@@ -1,4 +1,4 @@
-"""What a scrape shows is what was done: in one worker, in several, and after one of them was killed."""
+"""What a scrape shows is what was done: in one worker, in several, after one of them was killed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -67,6 +67,16 @@ async def scrape(metrics: Metrics) -> Scrape:
     return Scrape(await metrics.render())
 
 
+async def until_ready(metrics: Metrics, ready: bool) -> Scrape:
+    """The first scrape that says so."""
+    async with asyncio.timeout(10):
+        while True:
+            now = await scrape(metrics)
+            if now("seckill_ready") == ready:
+                return now
+            await asyncio.sleep(0.1)
+
+
 @asynccontextmanager
 async def started(engine: Engine, in_flight: int = 0) -> AsyncIterator[Metrics]:
     metrics = Metrics(engine)
@@ -84,6 +94,11 @@ async def open_sale(engine: Engine, stock: dict[str, int] | None = None, **field
     return sale
 
 
+@pytest.fixture(autouse=True)
+def _no_directory_from_outside(monkeypatch: Any) -> None:
+    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
+
+
 @pytest.fixture
 async def engine(redis_server: EmbeddedServer) -> AsyncIterator[Engine]:
     async with async_client(redis_server.url) as client:
@@ -95,7 +110,6 @@ async def engine(redis_server: EmbeddedServer) -> AsyncIterator[Engine]:
 @pytest.fixture(params=["alone", "shared"])
 def mode(request: pytest.FixtureRequest, monkeypatch: Any, tmp_path: Path) -> str:
     """One process by itself, or a worker among others."""
-    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
     if request.param == "shared":
         monkeypatch.setenv("PROMETHEUS_MULTIPROC_DIR", str(tmp_path))
     return str(request.param)
@@ -284,16 +298,12 @@ async def test_redis_away(tmp_path: Path) -> None:
                 assert now("seckill_sale_phase", sale=sale.id, phase="selling") == 1
                 os.kill(server.pid, signal.SIGSTOP)
                 try:
-                    async with asyncio.timeout(10):
-                        while (now := await scrape(metrics))("seckill_ready"):
-                            await asyncio.sleep(0.1)
+                    now = await until_ready(metrics, False)
                     assert now("seckill_orders_total", code="created") == 1
                     assert sale.id not in now.text
                 finally:
                     os.kill(server.pid, signal.SIGCONT)
-                async with asyncio.timeout(10):
-                    while not (now := await scrape(metrics))("seckill_ready"):
-                        await asyncio.sleep(0.1)
+                await until_ready(metrics, True)
 
 
 # -- several workers --------------------------------------------------------------------------
@@ -550,9 +560,3 @@ async def test_requests_are_counted(intake: Intake) -> None:
     verbs = {dict(at).get("verb", "") for _, at in now.numbers}
     assert "nothing" not in "".join(verbs)
     assert not any(verb.startswith("_") for verb in verbs)
-
-
-@pytest.fixture(autouse=True)
-def _no_directory_from_outside(monkeypatch: Any) -> Iterator[None]:
-    monkeypatch.delenv("PROMETHEUS_MULTIPROC_DIR", raising=False)
-    yield

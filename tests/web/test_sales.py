@@ -1,4 +1,4 @@
-"""What buyers see of sales, the clock, and the health of the intake."""
+"""What buyers see of sales and from where it comes, the clock, and the health of the intake."""
 
 from __future__ import annotations
 
@@ -11,8 +11,42 @@ import pytest
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import SALES
+from seckill.server.pages import Memory, Page
+from seckill.snapshot import Snapshot
 from tests.support import HOUR_MS, async_client, make_item, make_sale, travel
 from tests.web.intake import Intake
+
+
+@pytest.fixture
+def always_looking(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing counts as fresh, so that a test need not wait for what it did to show."""
+    for name in ("FRESH_S", "SETTLED_S"):
+        monkeypatch.setattr(f"seckill.server.pages.{name}", 0.0)
+
+
+class Looks:
+    """Counts the looks at Redis."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.snapshots = 0
+        self.lists = 0
+        snapshot, sales = Engine.snapshot, Engine.sales
+
+        async def counted(engine: Engine, sale: str) -> Snapshot:
+            self.snapshots += 1
+            return await snapshot(engine, sale)
+
+        async def counted_list(engine: Engine) -> list[str]:
+            self.lists += 1
+            return await sales(engine)
+
+        monkeypatch.setattr(Engine, "snapshot", counted)
+        monkeypatch.setattr(Engine, "sales", counted_list)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> Looks:
+    return Looks(monkeypatch)
 
 
 async def test_a_sale_as_a_buyer_sees_it(intake: Intake) -> None:
@@ -22,10 +56,9 @@ async def test_a_sale_as_a_buyer_sees_it(intake: Intake) -> None:
     )
     sale = await intake.open_sale(items=items, limit_per_order=2, limit_per_buyer=4)
     await intake.reserve(sale.id)
-    document = (await intake.get(f"/v1/sales/{sale.id}")).json
-    now_ms = document.pop("at_ms")
-    assert abs(now_ms - time.time() * 1000) < 2_000
-    assert document == {
+    answer = await intake.get(f"/v1/sales/{sale.id}")
+    assert abs(int(answer.headers["Seckill-Time-Ms"]) - time.time() * 1000) < 2_000
+    assert answer.json == {
         "id": sale.id,
         "title": "晚8点秒杀",
         "phase": "selling",
@@ -58,7 +91,7 @@ async def test_a_sale_as_a_buyer_sees_it(intake: Intake) -> None:
     }
 
 
-async def test_every_phase(intake: Intake) -> None:
+async def test_every_phase(intake: Intake, always_looking: None) -> None:
     async def phase(sale: str) -> str:
         shown: str = (await intake.get(f"/v1/sales/{sale}")).json["phase"]
         listed = [s for s in (await intake.get("/v1/sales")).json["sales"] if s["id"] == sale]
@@ -89,7 +122,7 @@ async def test_every_phase(intake: Intake) -> None:
 async def test_the_list_comes_in_pages(
     intake: Intake, redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("seckill.server.sales.PAGE_SALES", 2)
+    monkeypatch.setattr("seckill.server.pages.PAGE_SALES", 2)
     made = {(await intake.open_sale()).id for _ in range(5)}
     async with async_client(redis_server.url) as client:
         # A creation that was cut short: named, and not there.
@@ -106,6 +139,113 @@ async def test_the_list_comes_in_pages(
     assert seen == sorted(set(seen))
     assert made <= set(seen)
     assert "zz-never-made" not in seen
+
+
+async def test_a_storm_costs_one_look(intake: Intake, looks: Looks) -> None:
+    sale = await intake.open_sale()
+    for _ in range(3):
+        pages = await asyncio.gather(*(intake.get(f"/v1/sales/{sale.id}") for _ in range(50)))
+        assert {page.http for page in pages} == {200}
+    assert (looks.snapshots, looks.lists) == (1, 1)
+    lists = await asyncio.gather(*(intake.get(f"/v1/sales?after={n:040}") for n in range(50)))
+    assert {page.http for page in lists} == {200}
+    others = len(lists[0].json["sales"]) - 1
+    assert (looks.snapshots, looks.lists) == (1 + others, 1)
+
+
+async def test_made_up_sales_cost_nothing(intake: Intake, looks: Looks) -> None:
+    for n in range(100):
+        answer = await intake.get(f"/v1/sales/made-up-{n}")
+        assert answer.is_problem(404, "unknown_sale")
+        assert answer.headers["Cache-Control"] == "no-store"
+    assert (looks.snapshots, looks.lists) == (0, 1)
+    assert (await intake.get("/v1/sales/%21")).is_problem(400, "invalid_input")
+
+
+async def test_a_page_is_at_most_a_second_old(intake: Intake, looks: Looks) -> None:
+    sale = await intake.open_sale({"a": 1})
+    path = f"/v1/sales/{sale.id}"
+    assert not (await intake.get(path)).json["items"][0]["sold_out"]
+    await intake.reserve(sale.id)
+    assert not (await intake.get(path)).json["items"][0]["sold_out"]
+    await asyncio.sleep(1.05)
+    page = await intake.get(path)
+    assert page.json["items"][0]["sold_out"]
+    assert looks.snapshots == 2
+    assert "Age" not in page.headers
+
+
+async def test_a_page_is_not_kept_beyond_the_opening(intake: Intake, looks: Looks) -> None:
+    opens_at = datetime.now(UTC) + timedelta(milliseconds=600)
+    sale = await intake.open_sale(opens_at=opens_at)
+    path = f"/v1/sales/{sale.id}"
+    assert (await intake.get(path)).json["phase"] == "not_started"
+    left = opens_at - datetime.now(UTC)
+    await asyncio.sleep(left.total_seconds() + 0.02)
+    assert (await intake.get(path)).json["phase"] == "selling"
+
+
+async def test_a_settled_sale_is_looked_at_rarely(intake: Intake, looks: Looks) -> None:
+    sale = await intake.open_sale()
+    await intake.engine.close(sale.id)
+    await intake.engine._expire(sale.id, 100)
+    path = f"/v1/sales/{sale.id}"
+    assert (await intake.get(path)).json["phase"] == "settled"
+    await asyncio.sleep(1.05)
+    page = await intake.get(path)
+    assert looks.snapshots == 1
+    assert "Age" not in page.headers
+
+
+async def test_not_modified(intake: Intake, always_looking: None) -> None:
+    sale = await intake.open_sale()
+    for path in (f"/v1/sales/{sale.id}", "/v1/sales", "/openapi.json"):
+        first = await intake.get(path)
+        etag = first.headers["ETag"]
+        assert first.headers["Cache-Control"].startswith("public, max-age=")
+        for sent in (etag, f"W/{etag}", f'"other", {etag}', "*"):
+            again = await intake.call("GET", path, headers={"If-None-Match": sent})
+            assert (again.http, again.body) == (304, b"")
+            assert again.headers["ETag"] == etag
+            assert again.headers["Cache-Control"] == first.headers["Cache-Control"]
+        for sent in ('"other"', etag.strip('"'), "", '"', "W/"):
+            again = await intake.call("GET", path, headers={"If-None-Match": sent})
+            assert (again.http, again.body) == (200, first.body)
+        head = await intake.call("HEAD", path)
+        assert (head.http, head.body) == (200, b"")
+        assert head.headers["ETag"] == etag
+        assert head.headers["Content-Length"] == str(len(first.body))
+        head = await intake.call("HEAD", path, headers={"If-None-Match": etag})
+        assert head.http == 304
+    # What buyers buy does not change the page; that it is sold out does.
+    path = f"/v1/sales/{sale.id}"
+    etag = (await intake.get(path)).headers["ETag"]
+    await intake.reserve(sale.id, a=1)
+    assert (await intake.get(path)).headers["ETag"] == etag
+    await intake.reserve(sale.id, "b2", a=9)
+    assert (await intake.get(path)).headers["ETag"] != etag
+
+
+async def test_memory_is_bounded(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[str] = []
+
+    async def look(key: str) -> Page:
+        looked.append(key)
+        return Page(fresh_until_s=time.monotonic() + 60, body=bytes(9_000), etag=key)
+
+    memory = Memory(look)
+    monkeypatch.setattr("seckill.server.pages.BYTES_MAX", 100_000)
+    for n in range(50):
+        await memory.get(str(n))
+    assert await memory.get("49")
+    assert len(looked) == 50
+    kept = [n for n in range(50) if str(n) in memory]
+    assert kept == list(range(40, 50))
+    # The same again takes no more room.
+    memory.outdate()
+    for n in kept * 3:
+        await memory.get(str(n))
+    assert [n for n in range(50) if str(n) in memory] == kept
 
 
 async def test_the_clock_is_the_sales(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,382 @@
+"""The intake on many cores: gunicorn keeps the workers, and this is what it keeps.
+
+    seckill serve ── listens, owns an embedded server, reads the settings
+      └─ Parent (gunicorn's arbiter) ── starts workers, replaces those that die
+           └─ Worker × N (aiohttp's, on uvloop) ── an engine and an application each
+
+- SIGTERM, SIGINT: the workers take nobody new and answer what is under way, then the embedded
+  server is stopped. A second signal ends everything at once.
+- SIGHUP: the settings are read again. If they and the sales' server are in order, new workers take
+  over with them and the old ones end as above; if not, the log says why and nothing changes.
+- A worker that dies is replaced. The listening socket is the parent's, so whoever was connecting to
+  the dead one is taken by another.
+- A first worker that can't start ends the whole. One that comes later waits until it can, because
+  the others may still be selling.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, Final
+
+import msgspec
+from aiohttp import web
+from aiohttp.worker import GunicornUVLoopWebWorker
+from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
+from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
+from gunicorn.glogging import Logger  # type: ignore[import-untyped]
+
+from seckill.embedded import EmbeddedServer, running_url
+from seckill.engine import Engine
+from seckill.errors import InvalidInput, SeckillError
+from seckill.redis import ServerFacts
+
+from . import log, settings
+from .app import create_app
+from .connection import Runner
+from .listen import BACKLOG, address_of, listen_tcp, listen_unix
+from .settings import Settings
+
+__all__ = ["Running", "serve"]
+
+_log = logging.getLogger("seckill.server")
+
+# How long the parent waits for a worker beyond ``drain_s``: it still has to close its engine.
+CLOSE_S: Final = 5.0
+# A worker whose event loop stood still for so long is killed and replaced.
+STILL_S: Final = 30
+RETRY_S: Final = 0.5
+MESSAGE_BYTES_MAX: Final = 4_000
+_ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
+
+
+class Running(msgspec.Struct, frozen=True):
+    """What takes orders now: where, and on which server of sales."""
+
+    address: str
+    url: str
+    facts: ServerFacts
+    settings: Settings
+
+
+def serve(read: Callable[[], Settings], on_ready: Callable[[Running], None]) -> None:
+    """Serves until SIGTERM or SIGINT. Only for the main thread of a process of its own.
+
+    ``read`` gives the settings, now and at each SIGHUP. ``on_ready`` is called once connections are
+    taken. Raises what ``read`` raises, InvalidInput for settings that nobody could get in with,
+    OSError for an address that can't be had, and SeckillError when the server of sales is not fit
+    or a worker can't start.
+    """
+    current = read()
+    check_proof(current)
+    log.configure(current.log)
+    with contextlib.ExitStack() as stack:
+        # The workers share their numbers, and so do those before and after a SIGHUP.
+        numbers = stack.enter_context(tempfile.TemporaryDirectory(prefix="seckill-metrics-"))
+        os.environ["PROMETHEUS_MULTIPROC_DIR"] = numbers
+        server = current.server
+        sock = listen_unix(server.unix) if server.unix else listen_tcp(server.host, server.port)
+        stack.callback(sock.close)
+        url = stack.enter_context(_sales_server(current.redis))
+        facts = _check(url, current.redis)
+        address = address_of(sock)
+        service = Service(read, current, url, sock.detach())
+        on_ready(Running(address, url, facts, current))
+        service.run()
+
+
+def check_proof(current: Settings) -> None:
+    """Raises InvalidInput when nobody could prove to this intake who they are."""
+    users = current.users
+    if not (current.keys or users.secrets or users.key_files or users.jwks_url):
+        raise InvalidInput(
+            "keys, users",
+            "are not set, so nobody could prove who they are",
+            "make a key with `seckill key new` and put it into the settings,"
+            " or try things out with `seckill serve --dev`",
+        )
+
+
+@contextlib.contextmanager
+def _sales_server(redis: settings.Redis) -> Iterator[str]:
+    """The URL of the server that holds the sales; one of our own lives as long as this."""
+    if redis.url:
+        yield redis.url
+    elif not redis.data:
+        raise InvalidInput(
+            "server",
+            "is not named",
+            "give --redis URL or --embedded DIR, set SECKILL_REDIS or SECKILL_DATA,"
+            " or write redis.url into the settings",
+        )
+    elif running := running_url(redis.data):
+        # Somebody else's, who ends it.
+        yield running
+    else:
+        fsync = "always" if redis.durability == "aof" else "everysec"
+        with EmbeddedServer(redis.data, appendfsync=fsync) as server:
+            yield server.url
+
+
+def _engine(url: str, redis: settings.Redis, **options: Any) -> Engine:
+    return Engine(
+        url,
+        durability=redis.durability,
+        allow_unverified=redis.allow_unverified,
+        timeout_ms=redis.timeout_ms,
+        **options,
+    )
+
+
+def _check(url: str, redis: settings.Redis) -> ServerFacts:
+    """What that server is, asked once for all workers. Raises SeckillError if it is not fit."""
+
+    async def ask() -> ServerFacts | None:
+        async with _engine(url, redis, sweep_ms=0) as engine:
+            return engine.facts
+
+    facts = asyncio.run(ask())
+    if facts is None:
+        raise SeckillError("the server of sales said nothing of itself")
+    return facts
+
+
+class Service(BaseApplication):  # type: ignore[misc] # gunicorn has no annotations
+    """What gunicorn is told, and what a worker is made from."""
+
+    def __init__(
+        self, read: Callable[[], Settings], current: Settings, url: str, descriptor: int
+    ) -> None:
+        self.settings = current
+        self.url = url
+        self.first_workers = current.server.workers
+        # Where a worker says why it could not start; the parent is the one to tell.
+        self.said, self.say = os.pipe()
+        os.set_blocking(self.said, False)
+        self._read = read
+        self._descriptor = descriptor
+        super().__init__()
+
+    def load_config(self) -> None:
+        """Part of BaseApplication: at the start and at each reload."""
+        server = self.settings.server
+        options = {
+            "bind": [f"fd://{self._descriptor}"],
+            "backlog": BACKLOG,
+            "workers": server.workers,
+            "worker_class": Worker,
+            "logger_class": Log,
+            "graceful_timeout": int(server.drain_s + CLOSE_S) + 1,
+            "timeout": max(STILL_S, int(server.drain_s + CLOSE_S) + 1),
+            # Beating on a file of a slow disk could look like standing still.
+            "worker_tmp_dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else None,  # noqa: S108
+            "control_socket_disable": True,
+        }
+        for name, value in options.items():
+            # The control socket is newer than the oldest gunicorn that will do.
+            if name in self.cfg.settings:
+                self.cfg.set(name, value)
+
+    def load(self) -> None:
+        """Part of BaseApplication; a worker makes its application itself."""
+
+    def run(self) -> None:
+        """Until the end. Raises SeckillError when the workers could not start."""
+        try:
+            Parent(self).run()
+        except SystemExit as end:
+            if end.code:
+                raise SeckillError(self._reason()) from None
+
+    def reread(self) -> bool:
+        """Reads the settings again; whether they are in order and new workers may have them."""
+        before = self.settings
+        try:
+            now = self._read()
+            check_proof(now)
+            # A server of our own stays the one it is.
+            url = now.redis.url or self.url
+            _check(url, now.redis)
+        except (SeckillError, OSError) as error:
+            _log.error("SIGHUP changes nothing: %s", error)
+            return False
+        for name in ("host", "port", "unix"):
+            if getattr(now.server, name) != getattr(before.server, name):
+                _log.warning("server.%s changes with a restart only", name)
+        if now.redis.data != before.redis.data:
+            _log.warning("redis.data changes with a restart only")
+        self.settings, self.url = now, url
+        log.configure(now.log)
+        _log.info("settings read again, for %d new workers", now.server.workers)
+        return True
+
+    def _reason(self) -> str:
+        try:
+            said = os.read(self.said, MESSAGE_BYTES_MAX)
+        except BlockingIOError:
+            return "a worker could not start; the log may know more"
+        return said.decode("utf-8", "replace").partition("\0")[0]
+
+
+class Log(Logger):  # type: ignore[misc] # as above
+    """gunicorn's log as part of ours; what it tells of every day's business is for debugging."""
+
+    def setup(self, cfg: Any) -> None:
+        """Part of Logger: no handlers and no formats of its own."""
+        self.cfg = cfg
+        self._access_log_enabled = False
+        self.error_log = self.access_log = _log
+
+    def info(self, msg: str, *args: Any, **options: Any) -> None:
+        """Part of Logger."""
+        _log.debug(msg, *args, **options)
+
+    def error(self, msg: str, *args: Any, **options: Any) -> None:
+        """Part of Logger."""
+        # Told once, and in our words.
+        if args[-1:] != (Arbiter.WORKER_BOOT_ERROR,) and "Master" not in args:
+            _log.error(msg, *args, **options)
+
+    def exception(self, msg: str, *args: Any, **options: Any) -> None:
+        """Part of Logger: without the traceback."""
+        _log.error("%s: %s", msg % args if args else msg, _bug(sys.exc_info()[1]))
+
+
+class Parent(Arbiter):  # type: ignore[misc] # as above
+    """The process that keeps the workers."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+        self._ending = False
+        self._halting = False
+        super().__init__(service)
+
+    def signal(self, sig: int, frame: Any) -> None:
+        """Part of Arbiter: a signal has come."""
+        if sig in _ENDS:
+            if self._ending:
+                for pid in list(self.WORKERS):
+                    with contextlib.suppress(OSError):
+                        os.kill(pid, signal.SIGKILL)
+                # An embedded server ends in good order when we do.
+                signal.signal(sig, signal.SIG_DFL)
+                os.kill(os.getpid(), sig)
+            self._ending = True
+        super().signal(sig, frame)
+
+    def handle_int(self) -> None:
+        """Part of Arbiter: Ctrl-C drains, as SIGTERM does."""
+        raise StopIteration
+
+    handle_quit = handle_int
+
+    def handle_hup(self) -> None:
+        """Part of Arbiter."""
+        if self._service.reread():
+            super().handle_hup()
+
+    def handle_usr2(self) -> None:
+        """Part of Arbiter: it would start a second parent, for the same embedded server."""
+        _log.warning("SIGUSR2 does nothing; start another intake and stop this one")
+
+    def spawn_worker(self) -> int:
+        """Part of Arbiter. A worker ends here: what follows on its stack is the parent's."""
+        try:
+            pid: int = super().spawn_worker()
+        except SystemExit as end:
+            os._exit(end.code if isinstance(end.code, int) else 1)
+        return pid
+
+    def reap_workers(self) -> None:
+        """Part of Arbiter: raises HaltServer for the first worker that could not start, once."""
+        try:
+            super().reap_workers()
+        except HaltServer:
+            if not self._halting:
+                self._halting = True
+                raise
+
+
+class Worker(GunicornUVLoopWebWorker):
+    """A process that takes requests. ``age`` counts the workers there ever were."""
+
+    def load_wsgi(self) -> None:
+        """Part of gunicorn's Worker: how the application is made, once there is an event loop."""
+
+        async def make() -> web.AppRunner:
+            return await self._make()
+
+        self.wsgi = make
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        """Part of gunicorn's Worker: SIGTERM, without waiting for the next heartbeat."""
+        self.handle_quit(sig, frame)
+
+    def run(self) -> None:
+        """Part of gunicorn's Worker."""
+        try:
+            super().run()
+        except Exception as error:  # noqa: BLE001 - whatever it is, the parent decides what follows
+            self._fail(str(error) if isinstance(error, SeckillError) else _bug(error))
+
+    async def _make(self) -> web.AppRunner:
+        service: Service = self.app
+        engine = _engine(service.url, service.settings.redis)
+        await self._start(engine)
+        app = create_app(engine, service.settings)
+
+        async def close(app: web.Application) -> None:
+            await engine.aclose()
+
+        app.on_cleanup.append(close)
+        sockets, self.sockets = [each.sock for each in self.sockets], []
+        return Runner(app, sockets, service.settings.server)
+
+    async def _start(self, engine: Engine) -> None:
+        """Starts the engine. A worker that replaces another waits for the server of sales."""
+        complained = False
+        while True:
+            try:
+                await engine.start()
+                return
+            except SeckillError as error:
+                if self._is_first:
+                    raise
+                if not complained:
+                    _log.error("a new worker waits: %s", error)
+                    complained = True
+            self.notify()
+            await asyncio.sleep(RETRY_S)
+            if not self.alive or self.ppid != os.getppid():
+                sys.exit(0)
+
+    @property
+    def _is_first(self) -> bool:
+        return bool(self.age <= self.app.first_workers)
+
+    def _fail(self, reason: str) -> None:
+        if self._is_first and not self.booted:
+            os.write(self.app.say, reason.encode()[: MESSAGE_BYTES_MAX // 2] + b"\0")
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
+        _log.error("a worker failed: %s", reason)
+        # Whatever is wrong, the next one would meet it at once.
+        time.sleep(RETRY_S)
+        sys.exit(1)
+
+
+def _bug(error: BaseException | None) -> str:
+    """One line for what should not have happened."""
+    frames = traceback.extract_tb(error.__traceback__) if error else []
+    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
+    return f"a bug, please report it: {error!r}{where}"

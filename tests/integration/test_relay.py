@@ -1,0 +1,562 @@
+"""`seckill relay` against endpoints that misbehave: every event arrives, in order for each order."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import redis
+
+from seckill import dead, webhook
+from seckill.engine import Engine
+from seckill.errors import InvalidInput, UnknownSale
+from seckill.keys import relay_keys, shard_keys, stream_key
+from seckill.order import Order
+from seckill.relay import Endpoint, Pace, Relay, Tally, delivery, journal
+from seckill.relay.pace import Turns
+from seckill.sale import Sale
+from seckill.server import wire
+from seckill.stream import EventKind
+from tests.conftest import MakeEngine, MakeSale
+from tests.integration.receiver import QUICK, SECRET, Receiver, endpoint, receiving
+from tests.support import make_sale, travel
+
+
+@pytest.fixture
+async def receiver() -> AsyncIterator[Receiver]:
+    async with receiving() as receiver:
+        yield receiver
+        assert receiver.faults == []
+
+
+async def sell(engine: Engine, sale: Sale, count: int, *, confirm: bool = True) -> list[Order]:
+    """Orders of as many buyers, which come into the stream in entries of many."""
+    outcomes = await asyncio.gather(
+        *(engine.reserve(sale.id, f"buyer-{n}", "k", {"a": 1}) for n in range(count))
+    )
+    orders = [outcome.order for outcome in outcomes if outcome.order]
+    assert len(orders) == count
+    if confirm:
+        for order in orders:
+            await engine.begin_payment(sale.id, order.id)
+            await engine.confirm(sale.id, order.id, f"wx-{order.id}")
+    return orders
+
+
+def pending(client: redis.Redis, sale: str) -> int:
+    summary: Any = client.xpending(stream_key(sale), journal.GROUP)
+    return int(summary["pending"])
+
+
+async def relay_once(engine: Engine, to: Endpoint, sale: Sale, **options: Any) -> Tally:
+    relay = Relay(engine, to, sales=(sale.id,), once=True, **({"pace": QUICK} | options))
+    async with asyncio.timeout(30):
+        return await relay.run()
+
+
+@asynccontextmanager
+async def relaying(engine: Engine, to: Endpoint, **options: Any) -> AsyncIterator[Relay]:
+    relay = Relay(engine, to, **({"pace": QUICK} | options))
+    task = asyncio.create_task(relay.run())
+    try:
+        yield relay
+    finally:
+        relay.stop()
+        async with asyncio.timeout(20):
+            await task
+
+
+async def until(happened: Any, seconds: float = 20) -> None:
+    async with asyncio.timeout(seconds):
+        while not happened():  # noqa: ASYNC110 - what happens, happens in another process
+            await asyncio.sleep(0.01)
+
+
+# -- what arrives -----------------------------------------------------------------------------
+
+
+async def test_every_kind_of_event(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+) -> None:
+    sale = await open_sale({"a": 3, "b": 0})
+    outcome = await engine.reserve(sale.id, "ann", "k", {"a": 2}, attrs="地址|7|room=3")
+    assert outcome.order is not None
+    order = outcome.order.id
+    await engine.begin_payment(sale.id, order)
+    await engine.confirm(sale.id, order, "wx-1")
+    await engine.confirm(sale.id, order, "wx-2")
+    await engine.refund(sale.id, order, "r-1", return_units=True, return_limit=False)
+    await engine.pause(sale.id, "盘点")
+    await engine.resume(sale.id)
+    await engine.add_stock(sale.id, "b", 4, key="more")
+    lapsed = (await engine.reserve(sale.id, "bob", "k", {"a": 1})).order
+    await travel(engine, sale.id, sale.hold_ms)
+    await engine._expire(sale.id, 10)
+    released = (await engine.reserve(sale.id, "eve", "k", {"a": 1})).order
+    assert lapsed is not None
+    assert released is not None
+    await engine.close(sale.id)
+    await engine.release(sale.id, released.id)
+    assert await receiver.expect(engine, sale.id) == 16
+
+    tally = await relay_once(engine, endpoint(receiver), sale)
+    assert (tally.delivered, tally.failed, tally.left) == (16, 0, 0)
+    assert receiver.unseen() == {}
+    bodies = [receiver.bodies[f"{sale.id}:{seq}"] for seq in range(1, 17)]
+    definition = json.loads(sale.definition())
+    assert [(body["kind"], body["data"]) for body in bodies] == [
+        ("sale_created", {"definition": definition}),
+        ("sale_opened", {}),
+        ("order_held", {"attrs": "地址|7|room=3"}),
+        ("order_paying", {}),
+        ("order_confirmed", {"payment": "wx-1"}),
+        ("refund_due", {"payment": "wx-2"}),
+        ("order_refunded", {"refund": "r-1", "units_returned": True, "limit_returned": False}),
+        ("sale_paused", {"reason": "盘点"}),
+        ("sale_resumed", {}),
+        ("stock_changed", {"key": "more", "sku": "b", "units": 4, "total": 4}),
+        ("order_held", {"attrs": ""}),
+        ("order_expired", {}),
+        ("order_held", {"attrs": ""}),
+        ("sale_closed", {}),
+        ("order_released", {}),
+        ("sale_settled", {"unsold": {"a": 3, "b": 4}}),
+    ]
+    assert {kind for kind, _ in ((b["kind"], 0) for b in bodies)} == set(EventKind)
+    assert [body["seq"] for body in bodies] == list(range(1, 17))
+    assert all(
+        list(body) == ["id", "sale", "seq", "at_ms", "kind", "data", "order"] for body in bodies
+    )
+    # The order is the document of the HTTP API, field by field.
+    document = wire.order_document(outcome.order)
+    assert webhook.OrderDocument.__struct_fields__ == wire.OrderDocument.__struct_fields__
+    shifted = {"deadline_ms": bodies[2]["order"]["deadline_ms"]}  # By `travel`.
+    assert bodies[2]["order"] == json.loads(wire.encode(document)) | shifted
+    assert bodies[4]["order"]["deadline_ms"] is None
+    assert receiver.headers["content-type"] == "application/json"
+    assert pending(client, sale.id) == 0
+    # There is nothing left, and nothing comes twice.
+    assert (await relay_once(engine, endpoint(receiver), sale)).delivered == 0
+    assert client.exists(*relay_keys(sale.id)) == 0
+
+
+async def test_each_secret_signs(engine: Engine, open_sale: MakeSale, receiver: Receiver) -> None:
+    body = b'{"id": "t:1"}'
+    new, old = b"n" * 32, b"o" * 32
+    both = webhook.sign(body, (new, old), 1_700_000_000)
+    at, first, second = both.split(",")
+    assert at == "t=1700000000"
+    assert webhook.sign(body, (new,), 1_700_000_000) == f"{at},{first}"
+    assert webhook.sign(body, (old,), 1_700_000_000) == f"{at},{second}"
+    assert webhook.sign(body, (new,), 1_700_000_001).partition(",")[2] != first
+    assert webhook.sign(body + b" ", (new,), 1_700_000_000).partition(",")[2] != first
+
+
+# -- misbehaviour -----------------------------------------------------------------------------
+
+MISDEEDS = ("500", "404", "hang", "reset", "close", "garbage", "redirect", "trickle")
+
+
+@pytest.mark.parametrize("misdeed", [*MISDEEDS, "429 Retry-After: 1", "503 Retry-After: soon"])
+async def test_first_attempts_fail(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, misdeed: str, client: redis.Redis
+) -> None:
+    """Every event fails at first, at another moment and for another order each time."""
+    sale = await open_sale({"a": 20})
+    await sell(engine, sale, 8)
+    count = await receiver.expect(engine, sale.id)
+    receiver.behave = lambda body, attempt: misdeed if attempt <= body["seq"] % 3 else "204"
+    tally = await relay_once(engine, endpoint(receiver), sale)
+    assert (tally.delivered, tally.dead, tally.left) == (count, 0, 0)
+    assert tally.failed == sum(seq % 3 for seq in range(1, count + 1))
+    assert receiver.unseen() == {}
+    assert len(receiver.taken) == count
+    assert pending(client, sale.id) == 0
+
+
+@pytest.mark.parametrize("misdeed", ["twice", "endless"])
+async def test_answers_that_never_end(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, misdeed: str
+) -> None:
+    """A second answer on the wire must not be taken for the answer to the next event."""
+    sale = await open_sale({"a": 20})
+    await sell(engine, sale, 4)
+    count = await receiver.expect(engine, sale.id)
+    receiver.behave = lambda body, attempt: misdeed if body["seq"] % 2 else "204"
+    tally = await relay_once(engine, endpoint(receiver, in_flight=2), sale)
+    assert (tally.delivered, tally.failed) == (count, 0)
+    assert receiver.unseen() == {}
+    assert len(receiver.taken) == count
+
+
+async def test_one_bad_order_does_not_stop_the_others(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver
+) -> None:
+    sale = await open_sale({"a": 50})
+    orders = await sell(engine, sale, 30)
+    count = await receiver.expect(engine, sale.id)
+    bad = {order.id for order in orders[:4]}
+    healed = False
+
+    def behave(body: dict[str, Any], attempt: int) -> str:
+        return "500" if not healed and body["order"] and body["order"]["id"] in bad else "204"
+
+    receiver.behave = behave
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
+        await until(lambda: len(receiver.taken) == count - 3 * len(bad))
+        healed = True
+        await until(lambda: len(receiver.taken) == count)
+    assert receiver.unseen() == {}
+
+
+async def test_a_down_endpoint_is_asked_now_and_then(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver
+) -> None:
+    sale = await open_sale({"a": 300})
+    await sell(engine, sale, 200, confirm=False)
+    count = await receiver.expect(engine, sale.id)
+    receiver.behave = lambda body, attempt: "503"
+    slow = Pace(first_s=0.01, longest_s=0.05, probe_s=0.2)
+    async with relaying(
+        engine, endpoint(receiver, in_flight=8), sales=(sale.id,), pace=slow
+    ) as relay:
+        await until(lambda: relay.turns.down)
+        await until(lambda: receiver.busy == 0)
+        before = receiver.attempts.total()
+        await asyncio.sleep(1)
+        # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most.
+        assert 1 <= receiver.attempts.total() - before <= 14
+        receiver.behave = lambda body, attempt: "204"
+        await until(lambda: len(receiver.taken) == count)
+    assert receiver.unseen() == {}
+    assert receiver.busy_max <= 8
+
+
+async def test_memory_is_bounded(
+    engine: Engine,
+    open_sale: MakeSale,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(delivery, "READ_AHEAD", 40)
+    monkeypatch.setattr(delivery, "READ_COUNT", 2)
+    sale = await open_sale({"a": 600})
+    await sell(engine, sale, 500, confirm=False)
+    count = await receiver.expect(engine, sale.id)
+    healed = False
+    receiver.behave = lambda body, attempt: "204" if healed else "hang"
+    most = {"undone": 0, "busy": 0, "lines": 0, "couriers": 0}
+
+    async def watch(relay: Relay) -> None:
+        while True:
+            for sales in relay.deliveries.values():
+                most["undone"] = max(most["undone"], sales.undone)
+                most["lines"] = max(most["lines"], len(sales._lines))
+                most["couriers"] = max(most["couriers"], len(sales._couriers))
+            most["busy"] = max(most["busy"], relay.turns.busy)
+            await asyncio.sleep(0)
+
+    to = endpoint(receiver, in_flight=7, timeout_s=0.1)
+    async with relaying(engine, to, sales=(sale.id,)) as relay:
+        watcher = asyncio.create_task(watch(relay))
+        await until(lambda: receiver.attempts.total() > 20)
+        healed = True
+        await until(lambda: len(receiver.taken) == count)
+        watcher.cancel()
+        await until(lambda: not relay.deliveries[sale.id]._lines)
+    bound = 40 + 2 * 32
+    assert most["busy"] == 7
+    assert 40 <= most["undone"] <= bound
+    assert most["lines"] <= bound
+    assert most["couriers"] <= bound
+    assert receiver.unseen() == {}
+
+
+async def test_events_come_while_it_runs(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also those of sales that are made only then, and of all that are not named."""
+    monkeypatch.setattr("seckill.relay.relay.REFRESH_S", 0.05)
+    first = await open_sale()
+    async with relaying(engine, endpoint(receiver)):
+        await until(lambda: f"{first.id}:2" in receiver.taken)
+        second = await open_sale()
+        await until(lambda: f"{second.id}:2" in receiver.taken)
+        await sell(engine, first, 2)
+        await sell(engine, second, 2)
+        for sale in (first, second):
+            await receiver.expect(engine, sale.id)
+        await until(lambda: not receiver.unseen(), 5)
+
+
+async def test_named_sales_only(engine: Engine, open_sale: MakeSale, receiver: Receiver) -> None:
+    named, other = await open_sale(), await open_sale()
+    assert (await relay_once(engine, endpoint(receiver), named)).delivered == 2
+    assert {name.partition(":")[0] for name in receiver.taken} == {named.id}
+    with pytest.raises(UnknownSale):
+        await Relay(engine, endpoint(receiver), sales=("no-such-sale",)).run()
+    assert other.id not in receiver.bodies
+
+
+# -- ends, crashes, and two at once -----------------------------------------------------------
+
+
+async def test_stop_finishes_what_is_under_way(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+) -> None:
+    sale = await open_sale({"a": 50})
+    await sell(engine, sale, 40)
+    count = await receiver.expect(engine, sale.id)
+    receiver.behave = lambda body, attempt: "trickle" if body["seq"] % 5 == 0 else "204"
+    to = endpoint(receiver, in_flight=6, timeout_s=10)
+    async with relaying(engine, to, sales=(sale.id,)):
+        await until(lambda: receiver.busy >= 3 and len(receiver.taken) > 10)
+    assert 10 < len(receiver.taken) < count
+    assert not client.exists(relay_keys(sale.id).lease)
+    ticked = len(receiver.taken)
+    receiver.behave = lambda body, attempt: "204"
+    await relay_once(engine, endpoint(receiver), sale)
+    assert receiver.unseen() == {}
+    # Nothing was delivered twice: not even what came in one entry with things undelivered. (The
+    # receiver does not count a trickled answer as taken, so those come under the rest.)
+    trickled = [name for name, times in receiver.attempts.items() if times > 1]
+    assert [name for name in trickled if int(name.rpartition(":")[2]) % 5] == []
+    assert len(set(receiver.taken)) >= ticked
+
+
+_PROGRAM = """
+import asyncio, sys
+from seckill.engine import Engine
+from seckill.relay import Endpoint, Pace, Relay
+async def main():
+    url, hook, sale = sys.argv[1:4]
+    async with Engine(url, durability="memory", sweep_ms=0) as engine:
+        to = Endpoint(url=hook, secrets=(sys.argv[4].encode(),), timeout_s=1.0)
+        pace = Pace(first_s=0.02, longest_s=0.1, probe_s=0.05)
+        await Relay(engine, to, sales=(sale,), pace=pace, lease_ms=400).run()
+asyncio.run(main())
+"""
+
+
+@asynccontextmanager
+async def relay_process(engine: Engine, receiver: Receiver, sale: Sale) -> AsyncIterator[Any]:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", _PROGRAM, engine.url, receiver.url, sale.id, SECRET.decode()),
+        env=os.environ | {"PYTHONWARNINGS": "error"},
+    )
+    try:
+        yield child
+    finally:
+        if child.returncode is None:
+            child.kill()
+        await child.wait()
+
+
+async def test_killed_again_and_again(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+) -> None:
+    sale = await open_sale({"a": 400})
+    await sell(engine, sale, 200)
+    count = await receiver.expect(engine, sale.id)
+    receiver.behave = lambda body, attempt: (
+        "500" if body["seq"] % 7 == 0 and attempt == 1 else "204"
+    )
+    for part in (0.1, 0.4, 0.7):
+        async with relay_process(engine, receiver, sale) as child:
+            await until(lambda part=part: len(receiver.taken) > count * part)
+            child.send_signal(signal.SIGKILL)
+            await child.wait()
+    assert len(set(receiver.taken)) < count
+    tally = await relay_once(engine, endpoint(receiver, in_flight=2), sale)
+    assert tally.left == 0
+    assert receiver.unseen() == {}
+    assert pending(client, sale.id) == 0
+    # A repeat goes on from where it begins: after the last one of each order comes nothing older.
+    last: dict[str, int] = {}
+    for name in receiver.taken:
+        order = receiver.bodies[name]["order"]
+        last[order["id"] if order else "sale"] = receiver.bodies[name]["seq"]
+    most: dict[str, int] = {}
+    for body in receiver.bodies.values():
+        subject = body["order"]["id"] if body["order"] else "sale"
+        most[subject] = max(body["seq"], most.get(subject, 0))
+    assert last == most
+    # Only what had not been written down yet came twice: some 20 ms' worth for each kill.
+    assert len(receiver.taken) - count < 200
+
+
+async def test_only_one_relay_is_active(
+    make_engine: MakeEngine, engine: Engine, open_sale: MakeSale, receiver: Receiver
+) -> None:
+    sale = await open_sale({"a": 100})
+    await sell(engine, sale, 60)
+    count = await receiver.expect(engine, sale.id)
+    other = await make_engine()
+    to = endpoint(receiver)
+    options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 300}
+    async with relaying(engine, to, **options) as first, relaying(other, to, **options) as second:
+        await until(lambda: len(receiver.taken) >= count)
+        assert bool(first.deliveries) != bool(second.deliveries)
+        assert sorted(receiver.taken) == sorted(set(receiver.taken))
+        busy, standby = (first, second) if first.deliveries else (second, first)
+        assert standby.tally.delivered == 0
+        # `--once` beside it says so, and does nothing.
+        tally = await relay_once(engine, to, sale, lease_ms=300)
+        assert (tally.elsewhere, tally.delivered) == ((sale.id,), 0)
+        busy.stop()
+        await until(lambda: standby.deliveries)
+        await engine.pause(sale.id)
+        await until(lambda: f"{sale.id}:{count + 1}" in receiver.taken)
+
+
+async def test_a_relay_that_was_stopped_gives_way(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver
+) -> None:
+    """A stopped process comes back after its lease has run out: it must write nothing more."""
+    sale = await open_sale({"a": 100})
+    await sell(engine, sale, 60)
+    count = await receiver.expect(engine, sale.id)
+    receiver.behave = lambda body, attempt: "500" if body["seq"] > count / 2 else "204"
+    async with relay_process(engine, receiver, sale) as child:
+        await until(lambda: len(receiver.taken) > 20)
+        child.send_signal(signal.SIGSTOP)
+        receiver.behave = lambda body, attempt: "204"
+        async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=400) as relay:
+            await until(lambda: relay.deliveries)
+            child.send_signal(signal.SIGCONT)
+            await until(lambda: not receiver.unseen())
+            await asyncio.sleep(0.5)
+            assert list(relay.deliveries) == [sale.id]
+    assert receiver.unseen() == {}
+
+
+async def test_redis_goes_away(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+) -> None:
+    """Connections are cut again and again while events are delivered."""
+    sale = await open_sale({"a": 100})
+    orders = await sell(engine, sale, 60, confirm=False)
+    receiver.behave = lambda body, attempt: "500" if attempt < 2 else "204"
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=500):
+        for order in orders:
+            await engine.release(sale.id, order.id)
+            if int(order.id[-1], 16) < 4:
+                for other in client.client_list(_type="normal"):
+                    if other["cmd"] in ("xreadgroup", "exec", "watch", "get", "multi"):
+                        client.client_kill_filter(_id=other["id"])
+        await receiver.expect(engine, sale.id)
+        await until(lambda: not receiver.unseen())
+    assert pending(client, sale.id) == 0
+
+
+async def test_redis_is_full(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+) -> None:
+    """What was delivered is ticked off all the same, and nothing becomes a letter that can't."""
+    sale = await open_sale({"a": 100})
+    orders = await sell(engine, sale, 20)
+    count = await receiver.expect(engine, sale.id)
+    gate = asyncio.Event()
+    receiver.behave = lambda body, attempt: (
+        "410"
+        if body["order"] and body["order"]["id"] == orders[0].id
+        else "204"
+        if gate.is_set() or body["seq"] == 1
+        else "500"
+    )
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,)) as relay:
+        await until(lambda: receiver.taken)
+        client.config_set("maxmemory", 1)
+        try:
+            gate.set()
+            await until(lambda: len(set(receiver.taken)) == count - 3)
+            await asyncio.sleep(0.3)
+            assert relay.deliveries  # It goes on.
+            full_letters = client.hlen(relay_keys(sale.id).dead)
+        finally:
+            client.config_set("maxmemory", 0)
+        await until(lambda: client.hlen(relay_keys(sale.id).dead) == 3)
+        await until(lambda: pending(client, sale.id) == 0)
+    assert full_letters <= 3
+
+
+async def test_a_sale_made_anew_is_taken_up(
+    engine: Engine, receiver: Receiver, client: redis.Redis
+) -> None:
+    sale = make_sale({"a": 5})
+    await engine.create(sale)
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
+        await until(lambda: f"{sale.id}:1" in receiver.taken)
+        client.delete(*shard_keys(sale.id), *relay_keys(sale.id))
+        again = make_sale({"b": 7, "a": 5}, id=sale.id)
+        await engine.create(again)
+        await until(lambda: receiver.taken.count(f"{sale.id}:1") == 2)
+    items = receiver.bodies[f"{sale.id}:1"]["data"]["definition"]["items"]
+    assert [item["sku"] for item in items] == ["b", "a"]
+
+
+# -- parts ------------------------------------------------------------------------------------
+
+
+def test_waits_grow_and_are_bounded() -> None:
+    pace = Pace()
+    for failures in (1, 2, 3, 8, 9, 1_000):
+        waits = [pace.wait_s(failures, 0) for _ in range(200)]
+        longest = min(60.0, 0.5 * 2.0 ** (failures - 1))
+        assert longest / 2 <= min(waits) < max(waits) <= longest
+    assert 30 <= pace.wait_s(1, 30) <= 33
+    assert 600 <= pace.wait_s(1, 1e9) <= 660
+
+
+async def test_a_turn_survives_who_gave_up_waiting() -> None:
+    turns = Turns(1, QUICK)
+    await turns.take(new=True)
+    waiting = [asyncio.create_task(turns.take(new=n % 2 == 0)) for n in range(6)]
+    await asyncio.sleep(0)
+    waiting[2].cancel()
+    turns.give("a")
+    waiting[0].cancel()  # At the very moment at which it has got its turn.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    for _ in range(4):
+        assert turns.busy == 1
+        turns.give("a")
+        await asyncio.sleep(0)
+    assert turns.busy == 0
+    await asyncio.wait(waiting)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"url": ""}, "webhook.url"),
+        ({"url": "ftp://mall/hook"}, "webhook.url"),
+        ({"url": "http://"}, "webhook.url"),
+        ({"url": "http://mall:port/"}, "webhook.url"),
+        ({"url": "https://mall/a b"}, "webhook.url"),
+        ({"secrets": ()}, "webhook.secrets"),
+        ({"secrets": (b"x" * 32, b"short")}, "webhook.secrets"),
+    ],
+)
+def test_bad_endpoints(options: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidInput) as refusal:
+        Endpoint(**({"url": "https://mall/hook", "secrets": (SECRET,)} | options))
+    assert refusal.value.field == field
+
+
+def test_nothing_of_the_url_is_said_but_the_host() -> None:
+    to = Endpoint(url="https://user:pw@mall.example:8443/hook?key=k", secrets=(SECRET,))
+    assert to.name == "https://mall.example:8443"
+
+
+@pytest.fixture
+def _few_letters(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(dead, "DEAD_MAX", 3)
+    yield

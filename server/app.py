@@ -8,22 +8,38 @@ Whoever mounts it may say who sends a request in a way of his own, see caller.py
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from typing import Final
 
 from aiohttp import web
 
 from seckill.engine import Engine
 
-from . import health, orders, sales
+from . import admin, batch, challenge, docs_page, health, openapi, orders, sales, scrape
 from .access import Access
+from .batch import BATCH_BYTES_MAX
 from .caller import Caller, Identify
-from .exchange import BODY_BYTES_MAX
-from .gate import Gate
+from .cors import cors
+from .gate import Gate, built_in
 from .guard import guarded
 from .intake import INTAKE, Intake
 from .metrics import Metrics
 from .settings import Settings
 
-__all__ = ["create_app"]
+__all__ = ["ROUTES", "create_app"]
+
+# Paths are tried in this order, so the busiest stand first.
+ROUTES: Final = (
+    *orders.ROUTES,
+    *batch.ROUTES,
+    *sales.ROUTES,
+    *challenge.ROUTES,
+    *health.ROUTES,
+    *scrape.ROUTES,
+    *admin.ROUTES,
+    *openapi.ROUTES,
+    *docs_page.ROUTES,
+)
 
 
 def create_app(
@@ -41,31 +57,33 @@ def create_app(
     """
     settings = settings or Settings()
     access = Access(settings.users, settings.keys)
+    metrics = Metrics(engine)
     intake = Intake(
         engine,
         settings,
         known=access.known if identify is None else _nobody,
         identify=identify or access.identify,
-        gate=gate,
-        metrics=Metrics(engine),
+        gate=gate or built_in(settings.gate),
+        metrics=metrics,
     )
 
     async def running(app: web.Application) -> AsyncIterator[None]:
-        await access.start()
-        try:
-            if engine.started:
-                yield
-            else:
-                async with engine:
-                    yield
-        finally:
-            await access.aclose()
+        async with AsyncExitStack() as stack:
+            if not engine.started:
+                await stack.enter_async_context(engine)
+            stack.push_async_callback(access.aclose)
+            await access.start()
+            stack.push_async_callback(metrics.aclose)
+            await metrics.start(lambda: intake.in_flight, engine.now_ms)
+            yield
 
-    app = web.Application(client_max_size=BODY_BYTES_MAX)
+    origins = settings.server.cors_origins
+    app = web.Application(
+        middlewares=[cors(origins)] if origins else (), client_max_size=BATCH_BYTES_MAX
+    )
     app[INTAKE] = intake
     app.cleanup_ctx.append(running)
-    # Paths are tried in this order, so the busiest stand first.
-    app.add_routes(guarded(intake, [*orders.ROUTES, *sales.ROUTES, *health.ROUTES]))
+    app.add_routes(guarded(intake, ROUTES))
     return app
 
 

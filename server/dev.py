@@ -1,4 +1,4 @@
-"""Development: an intake with keys of its own that live as long as it does, for this machine only."""
+"""Development: an intake with keys of its own, which live as long as it does, for this machine."""
 
 from __future__ import annotations
 

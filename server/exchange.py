@@ -39,6 +39,7 @@ from .wire import encode
 __all__ = [
     "BODY_BYTES_MAX",
     "INTAKE",
+    "buyer_in",
     "buyer_of",
     "caller_of",
     "key_of",
@@ -100,7 +101,12 @@ async def sent_by(request: web.Request) -> str:
 
 async def buyer_of(request: web.Request) -> str:
     """The buyer who asks or whom the backend names. Raises Problem when it is nobody."""
-    buyer = await sent_by(request)
+    return buyer_in(request, await caller_of(request))
+
+
+def buyer_in(request: web.Request, caller: Caller) -> str:
+    """The same, of a caller that is known already."""
+    buyer = caller.buyer or _named(request, caller)
     if not buyer:
         raise Problem(BUYER_REQUIRED, field=_BUYER)
     return buyer

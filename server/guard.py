@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Awaitable, Callable, Iterable
+from functools import wraps
 from itertools import count
 from time import monotonic
 from typing import Final
@@ -41,6 +42,7 @@ def guarded(intake: Intake, routes: Iterable[web.RouteDef]) -> list[web.RouteDef
         verb = handler.__name__
         always = verb in ALWAYS
 
+        @wraps(handler)
         async def guard(request: web.Request) -> web.StreamResponse:
             started_s = monotonic()
             intake.in_flight += 1

@@ -10,7 +10,8 @@ from aiohttp import web
 from seckill.order import Outcome
 from seckill.status import Status
 
-from .exchange import INTAKE, buyer_of, key_of, need_mall, read, reply, sent_by
+from .exchange import INTAKE, buyer_in, caller_of, key_of, need_mall, read, reply, sent_by
+from .gate import PROOF_HEADER, Entry, ask
 from .problems import ANSWERS, Reply, refusal
 from .wire import OrderRequest, OutcomeDocument, PaymentRequest, RefundRequest, order_document
 
@@ -23,14 +24,18 @@ _REFUND: Final = msgspec.json.Decoder(RefundRequest)
 
 async def reserve(request: web.Request) -> web.Response:
     """Holds units for a buyer."""
-    buyer = await buyer_of(request)
-    key = key_of(request)
+    caller = await caller_of(request)
+    buyer, key = buyer_in(request, caller), key_of(request)
     wish = await read(request, _ORDER)
+    intake, sale = request.app[INTAKE], request.match_info["sale"]
+    if intake.gate is not None and caller.buyer:
+        proof = request.headers.get(PROOF_HEADER, "")
+        address = intake.addresses.of(request)
+        await ask(intake.gate, Entry(sale, buyer, key, caller.tier, address, proof))
     cart: dict[str, int] = {}
     for line in wish.items:
         cart[line.sku] = cart.get(line.sku, 0) + line.quantity
-    engine = request.app[INTAKE].engine
-    outcome = await engine.reserve(request.match_info["sale"], buyer, key, cart, attrs=wish.attrs)
+    outcome = await intake.engine.reserve(sale, buyer, key, cart, attrs=wish.attrs)
     return _answer(outcome, request)
 
 

@@ -3,6 +3,9 @@
 Requests refuse what they do not know. Documents are ours to keep stable: they are built from the
 engine's structs here, so that a change inside the engine is not by accident one of the API. Money
 is a whole number of fen, every time is Unix time in milliseconds on the clock of the sale.
+
+What is made for each order is a tree, so the garbage collector need not look for cycles in it
+(``gc=False``): with hundreds of orders in one request that was a tenth of their cost.
 """
 
 from __future__ import annotations
@@ -47,14 +50,14 @@ BATCH_MAX: Final = 1_000
 encode: Final = msgspec.json.Encoder().encode
 
 
-class OrderLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class OrderLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Units of one SKU."""
 
     sku: Annotated[str, Meta(min_length=1, max_length=40)]
     quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
 
 
-class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A wish to buy. Lines of the same SKU are added up. ``attrs`` is opaque and travels in the
     event untouched, 512 bytes of UTF-8 at most."""
 
@@ -77,7 +80,7 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     return_limit: bool
 
 
-class BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One buyer's wish in a batch: what a single order says in its path, headers and body."""
 
     buyer: Annotated[str, Meta(min_length=1, max_length=64)]
@@ -92,7 +95,7 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     orders: Annotated[list[BatchOrder], Meta(min_length=1, max_length=BATCH_MAX)]
 
 
-class OrderDocument(msgspec.Struct, frozen=True):
+class OrderDocument(msgspec.Struct, frozen=True, gc=False):
     """An order. ``deadline_ms`` is there while it is held or paying. The first of ``payments`` paid
     for the order, all others are due for refund."""
 
@@ -108,7 +111,7 @@ class OrderDocument(msgspec.Struct, frozen=True):
     refund: str | None
 
 
-class OutcomeDocument(msgspec.Struct, frozen=True):
+class OutcomeDocument(msgspec.Struct, frozen=True, gc=False):
     """What was asked for holds now. ``code`` says since when: see the table in problems.py."""
 
     code: str
@@ -208,15 +211,15 @@ class HealthDocument(msgspec.Struct, frozen=True):
     status: Literal["ok"] = "ok"
 
 
-def order_document(order: Order) -> OrderDocument:
-    """An order for the wire."""
+def order_document(order: Order, lines: list[OrderLine] | None = None) -> OrderDocument:
+    """An order for the wire. ``lines`` are its items, where they are at hand."""
     return OrderDocument(
         order.id,
         order.sale,
         order.buyer,
         order.state,
         order.version,
-        [OrderLine(sku, quantity) for sku, quantity in order.items.items()],
+        lines or [OrderLine(sku, quantity) for sku, quantity in order.items.items()],
         order.amount_fen,
         order.deadline_ms if order.state in (State.HELD, State.PAYING) else None,
         order.payments,

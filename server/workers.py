@@ -18,9 +18,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import logging
 import os
 import signal
+import socket
 import sys
 import tempfile
 import time
@@ -74,9 +76,9 @@ def serve(read: Callable[[], Settings], on_ready: Callable[[Running], None]) -> 
     """Serves until SIGTERM or SIGINT. Only for the main thread of a process of its own.
 
     ``read`` gives the settings, now and at each SIGHUP. ``on_ready`` is called once connections are
-    taken. Raises what ``read`` raises, InvalidInput for settings that nobody could get in with,
-    OSError for an address that can't be had, and SeckillError when the server of sales is not fit
-    or a worker can't start.
+    taken. Raises what ``read`` raises, InvalidInput for settings that nobody could get in with, and
+    SeckillError when the address can't be had, the server of sales is not fit, or a worker can't
+    start.
     """
     current = read()
     check_proof(current)
@@ -85,8 +87,7 @@ def serve(read: Callable[[], Settings], on_ready: Callable[[Running], None]) -> 
         # The workers share their numbers, and so do those before and after a SIGHUP.
         numbers = stack.enter_context(tempfile.TemporaryDirectory(prefix="seckill-metrics-"))
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = numbers
-        server = current.server
-        sock = listen_unix(server.unix) if server.unix else listen_tcp(server.host, server.port)
+        sock = _listen(current.server)
         stack.callback(sock.close)
         url = stack.enter_context(_sales_server(current.redis))
         facts = _check(url, current.redis)
@@ -106,6 +107,17 @@ def check_proof(current: Settings) -> None:
             "make a key with `seckill key new` and put it into the settings,"
             " or try things out with `seckill serve --dev`",
         )
+
+
+def _listen(server: settings.Server) -> socket.socket:
+    try:
+        return listen_unix(server.unix) if server.unix else listen_tcp(server.host, server.port)
+    except OSError as error:
+        where = server.unix or f"{server.host}:{server.port}"
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno == errno.EADDRINUSE and not server.unix:
+            reason += "; choose another port with --port N (0 takes a free one)"
+        raise SeckillError(f"cannot listen on {where}: {reason}") from None
 
 
 @contextlib.contextmanager
@@ -311,6 +323,8 @@ class Parent(Arbiter):  # type: ignore[misc] # as above
 class Worker(GunicornUVLoopWebWorker):
     """A process that takes requests. ``age`` counts the workers there ever were."""
 
+    sockets: list[Any]
+
     def load_wsgi(self) -> None:
         """Part of gunicorn's Worker: how the application is made, once there is an event loop."""
 
@@ -340,7 +354,9 @@ class Worker(GunicornUVLoopWebWorker):
             await engine.aclose()
 
         app.on_cleanup.append(close)
-        sockets, self.sockets = [each.sock for each in self.sockets], []
+        # gunicorn's wrappers are of no use to uvloop; and the runner listens, with our backlog.
+        sockets = [each.sock for each in self.sockets]
+        self.sockets.clear()
         return Runner(app, sockets, service.settings.server)
 
     async def _start(self, engine: Engine) -> None:

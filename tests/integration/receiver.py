@@ -135,15 +135,20 @@ class Receiver:
                 writer.get_extra_info("socket").setsockopt(SOL_SOCKET, SO_LINGER, linger)
             case "close":
                 pass
+            case "slow":
+                await asyncio.sleep(0.4)
+                self.taken.append(name)
+                writer.write(OK)
             case "garbage":
                 writer.write(b"\x00\xff nonsense \r\n\r\n")
-            case "twice":
-                # It says so early that it is still in flight when the relay sends the next event.
+            case "twice" | "twice late":
+                # The late one comes when a client that keeps its connections has sent the next.
                 self.taken.append(name)
-                writer.write(OK + OK)
+                writer.write(OK if how == "twice late" else OK + OK)
                 await writer.drain()
-                await asyncio.sleep(0.01)
+                await asyncio.sleep(0.02)
                 writer.write(OK)
+                await writer.drain()
                 await asyncio.sleep(0.2)
             case "trickle":
                 for byte in OK:

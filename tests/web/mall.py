@@ -41,7 +41,7 @@ __all__ = [
 ]
 
 # Long enough for HS512 as well, with which it must not be used.
-SECRET = "shared-by-the-mall-and-the-intake-" * 2  # noqa: S105 - a secret of tests
+SECRET = "shared-by-the-mall-and-the-intake-" * 2
 
 
 def claims(**changed: Any) -> dict[str, Any]:

@@ -87,11 +87,9 @@ async def test_a_token_of_the_mall() -> None:
         signed().rpartition(".")[0],
         signed() + "=",
         signed() + ".x",
-        signed() + " ",
         "..",
         "a.b.c",
         "秒.杀.场",
-        "",
     ],
     # The tokens themselves differ from one second to the next.
     ids=lambda _: "token",

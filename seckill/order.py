@@ -164,7 +164,8 @@ def cart_text(sale: Sale, items: Mapping[str, int]) -> str:
             "items", f"has {len(items)} SKUs", f"put at most {LINES_MAX} into one order"
         )
     index_of = sale.sku_index
-    lines: list[tuple[int, int]] = []
+    # Most carts have one line, for which a list would cost more than all the rest.
+    text, lines = "", []
     for sku, quantity in items.items():
         if type(quantity) is not int or not 0 < quantity <= QUANTITY_MAX:
             raise InvalidInput(
@@ -172,12 +173,11 @@ def cart_text(sale: Sale, items: Mapping[str, int]) -> str:
                 f"{show(quantity)} is not a quantity",
                 f"pass a whole number from 1 to {QUANTITY_MAX}",
             )
-        lines.append((index_of.get(sku, _UNKNOWN_INDEX), quantity))
-    if len(lines) == 1:
-        index, quantity = lines[0]
-        return str(index) if quantity == 1 else f"{index}:{quantity}"
-    lines.sort()
-    return ",".join(str(i) if quantity == 1 else f"{i}:{quantity}" for i, quantity in lines)
+        index = index_of.get(sku, _UNKNOWN_INDEX)
+        text = str(index) if quantity == 1 else f"{index}:{quantity}"
+        if len(items) > 1:
+            lines.append((index, text))
+    return ",".join(text for _, text in sorted(lines)) if lines else text
 
 
 def read_cart(text: str) -> dict[int, int]:

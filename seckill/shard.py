@@ -87,17 +87,15 @@ class Shard:
             sent.append((len(answers), order))
             futures.append(waiting)
             answers.append(None)
-        # Futures of the lane, so no task is made for any of them.
-        for (place, order), answer in zip(
-            sent, await asyncio.gather(*futures, return_exceptions=True), strict=True
-        ):
+        for (place, order), future in zip(sent, futures, strict=True):
             wish = wishes[place]
-            if isinstance(answer, SeckillError):
-                answers[place] = answer
-            elif isinstance(answer, BaseException):
-                raise answer
-            else:
-                answers[place] = self._outcome(order, wish.buyer, wish.items, answer)
+            try:
+                answers[place] = self._outcome(order, wish.buyer, wish.items, await future)
+            except SeckillError as error:
+                answers[place] = error
+            except asyncio.CancelledError:
+                _abandon(futures)
+                raise
         return answers
 
     def _submit(
@@ -187,6 +185,13 @@ class Shard:
             await asyncio.gather(self._opening, return_exceptions=True)
         if self.lane is not None:
             await self.lane.aclose()
+
+
+def _abandon(futures: list[asyncio.Future[Answer]]) -> None:
+    """Nobody waits for these any more, whatever becomes of them."""
+    for future in futures:
+        if not future.cancel() and not future.cancelled():
+            future.exception()  # Looked at, so that nothing complains that nobody did.
 
 
 def _new_order(

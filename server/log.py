@@ -38,7 +38,8 @@ CHAIN_MAX: Final = 5
 _TAKEN_OVER: Final = ("gunicorn.error",)
 _SILENCED: Final = ("gunicorn.access", "aiohttp.access")
 # These go on, on further lines, with the reprs of whatever was involved.
-_FIRST_LINE_ONLY: Final = ("asyncio", "py.warnings")
+_ASYNCIO: Final = "asyncio"
+_FIRST_LINE_ONLY: Final = (_ASYNCIO, "py.warnings")
 # What aiohttp says when it can't make sense of a request, or when a handler fails unguarded. It is
 # known by its text because gunicorn hands aiohttp another logger.
 _FAILED_FROM: Final = "Error handling request from %s"
@@ -171,12 +172,19 @@ def _message(record: logging.LogRecord) -> str:
     if record.msg == _FAILED_FROM:
         return "a request could not be handled"
     try:
-        text = record.getMessage()
+        text = _without_reprs(record) if record.name == _ASYNCIO else record.getMessage()
     except (TypeError, ValueError, KeyError):
         text = str(record.msg)  # Somebody's arguments don't fit; their text is not lost for that.
     if record.name in _FIRST_LINE_ONLY:
         text = text.partition("\n")[0]
     return _clean(text).translate(_CONTROLS)
+
+
+def _without_reprs(record: logging.LogRecord) -> str:
+    # In debug mode it tells of every connection, with its address, and of slow calls, with theirs.
+    args = record.args if isinstance(record.args, tuple) else ()
+    numbers = (arg if isinstance(arg, (int, float)) else "…" for arg in args)
+    return str(record.msg) % tuple(numbers) if args else str(record.msg)
 
 
 def _fields(record: logging.LogRecord) -> dict[str, Any]:

@@ -57,10 +57,19 @@ def new(
     scopes = [one.value for one in dict.fromkeys(scope)]
     listed = ", ".join(f'"{one}"' for one in scopes)
     settings = f'[[keys]]\nname = "{name}"\nhash = "{hash_}"\nscopes = [{listed}]\n'
-    Output(json=json).answer(
-        {"key": key, "name": name, "hash": hash_, "scopes": scopes, "settings": settings},
-        Text.assemble(key, style="bold"),
-        Text("give it to the program; nobody can show it again", style="dim"),
-        Text("and add this to the settings of the intake:\n", style="dim"),
-        settings,
+    out = Output(json=json)
+    if json:
+        data = {"key": key, "name": name, "hash": hash_, "scopes": scopes, "settings": settings}
+        out.answer(data)
+        return
+    # Not folded to the width of the terminal: a folded line would be no TOML when it is copied.
+    out.console.print(
+        Text.assemble(
+            (key, "bold"),
+            ("\ngive it to the program; nobody can show it again", "dim"),
+            ("\nand add this to the settings of the intake:\n\n", "dim"),
+            settings,
+        ),
+        soft_wrap=True,
+        end="",
     )

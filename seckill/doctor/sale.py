@@ -113,7 +113,9 @@ def check_sale(sale: SaleReading, reading: Reading) -> list[Finding]:
     definition, finding = _definition(sale)
     if definition is None:
         return [finding, _keys(sale)]
-    findings = [finding, _keys(sale), _stock(sale, definition), _window(sale), _sale_clock(sale)]
+    findings = [finding, _keys(sale), _window(sale), _sale_clock(sale)]
+    if sale.stock:
+        findings.append(_stock(sale, definition))
     if reading.is_master:
         findings.append(_home(sale, reading))
     return findings

@@ -273,3 +273,20 @@ async def test_reserve_many_answers_each_by_itself(engine: Engine) -> None:
     ]
     unknown = await engine.reserve_many("nope", wishes[:2])
     assert [a.status for a in unknown if isinstance(a, Outcome)] == [Status.UNKNOWN_SALE] * 2
+
+
+async def test_a_cancelled_reserve_many_harms_nobody(make_engine: MakeEngine) -> None:
+    engine = await make_engine(batch_max=10)
+    sale = await opened(engine, {"a": 1_000})
+    await bought(engine, sale, "ann")
+    call = asyncio.create_task(
+        engine.reserve_many(sale, [Wish(f"b{n}", "k", ONE) for n in range(500)])
+    )
+    await asyncio.sleep(0)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    await bought(engine, sale, "bob")
+    snapshot = await engine.snapshot(sale)
+    assert snapshot.stock["a"].available + snapshot.stock["a"].held == 1_000
+    assert snapshot.orders < 500

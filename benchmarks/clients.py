@@ -100,7 +100,10 @@ class Crowd:
     async def buy(self, host: str, port: int, connections: int, seconds: int) -> Load:
         loop = asyncio.get_running_loop()
         began = perf_counter()
-        made = [await loop.create_connection(lambda: Buyer(self), host, port) for _ in range(connections)]
+        made = [
+            await loop.create_connection(lambda: Buyer(self), host, port)
+            for _ in range(connections)
+        ]
         await asyncio.sleep(seconds)
         self.over = True
         took_s = perf_counter() - began

@@ -1,5 +1,5 @@
-"""The buyers: wrk where it is installed, otherwise a client of our own (clients.py), which is slower
-and takes more of the machine from those it measures. Either runs in a process of its own.
+"""The buyers: wrk where it is installed, otherwise a client of our own (clients.py), which is
+slower and takes more of the machine from those it measures. Either is a process of its own.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SCRIPTS: Final = Path(__file__).with_name("wrk")
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What came of it. ``requests`` were answered; ``refused`` of them with a status of 400 or more;
+    """What came of it. ``requests`` were answered, ``refused`` of them with a status of 400 or more;
     ``failed`` got no answer. ``cpu_s`` is what the load itself has cost."""
 
     requests: int

@@ -11,17 +11,19 @@ from msgspec import Meta
 
 from seckill.errors import InvalidInput, SeckillError
 from seckill.order import Outcome, Wish
+from seckill.status import Status
 
 from . import problems
 from .exchange import INTAKE, _invalid, need, read, reply
 from .operation import Operation
-from .problems import ANSWERS, Problem, is_bug, kind_of
+from .problems import ANSWERS, is_bug, kind_of
 from .wire import (
     BATCH_MAX,
     BatchAnswer,
     BatchDocument,
     BatchOrder,
     BatchRequest,
+    OrderLine,
     order_document,
 )
 
@@ -54,40 +56,47 @@ async def reserve_many(request: web.Request) -> web.Response:
     no other. Repeating the request is safe, as it is with single orders."""
     await need(request, "backend")
     envelope = await read(request, _ENVELOPE, bytes_max=BATCH_BYTES_MAX)
-    answers: list[BatchAnswer | None] = []
-    wishes: list[Wish] = []
-    for raw in envelope.orders:
-        try:
-            wishes.append(_wish(raw))
-        except Problem as error:
-            kind = error.kind
-            answers.append(BatchAnswer(kind.http, kind.code, None, error.detail, error.field))
-        else:
-            answers.append(None)
+    orders = [_order(raw) for raw in envelope.orders]
+    wishes = [_wish(order) for order in orders if isinstance(order, BatchOrder)]
     engine, sale = request.app[INTAKE].engine, request.match_info["sale"]
     decided = iter(await engine.reserve_many(sale, wishes))
-    return reply(BatchDocument([answer or _answer(next(decided)) for answer in answers]))
+    answers = [
+        _answer(next(decided), order.items) if isinstance(order, BatchOrder) else order
+        for order in orders
+    ]
+    return reply(BatchDocument(answers))
 
 
-def _wish(raw: msgspec.Raw) -> Wish:
+def _order(raw: msgspec.Raw) -> BatchOrder | BatchAnswer:
+    """The order, or the answer to one that can't be read."""
     try:
-        order = _ORDER.decode(raw)
+        return _ORDER.decode(raw)
     except msgspec.ValidationError as error:
-        raise _invalid(str(error)) from None
+        found = _invalid(str(error))
+        return BatchAnswer(found.kind.http, found.kind.code, None, found.detail, found.field)
     except (ValueError, RecursionError) as error:
         # The envelope was JSON, so what is left are characters that are none.
-        raise Problem(problems.MALFORMED_JSON, str(error)) from None
-    cart: dict[str, int] = {}
-    for line in order.items:
+        kind = problems.MALFORMED_JSON
+        return BatchAnswer(kind.http, kind.code, None, str(error))
+
+
+def _wish(order: BatchOrder) -> Wish:
+    first, *others = order.items
+    cart = {first.sku: first.quantity}
+    for line in others:
         cart[line.sku] = cart.get(line.sku, 0) + line.quantity
     return Wish(order.buyer, order.key, cart, order.attrs)
 
 
-def _answer(decided: Outcome | SeckillError) -> BatchAnswer:
+def _answer(decided: Outcome | SeckillError, lines: list[OrderLine]) -> BatchAnswer:
     if isinstance(decided, Outcome):
-        kind = ANSWERS[decided.status]
-        order = decided.order
-        return BatchAnswer(kind.http, kind.code, None if order is None else order_document(order))
+        kind, order = ANSWERS[decided.status], decided.order
+        if order is None:
+            return BatchAnswer(kind.http, kind.code)
+        # What was sent is sent back, unless lines of one SKU were added up.
+        same = decided.status is Status.CREATED and len(lines) == len(order.items)
+        document = order_document(order, lines if same else None)
+        return BatchAnswer(kind.http, kind.code, document)
     if isinstance(decided, InvalidInput):
         detail = f"{decided.problem}; {decided.remedy}"
         return BatchAnswer(400, problems.INVALID_INPUT.code, None, detail, decided.field)

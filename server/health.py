@@ -10,6 +10,7 @@ from aiohttp import web
 from seckill.errors import RedisUnavailable
 
 from .exchange import INTAKE, reply
+from .operation import Operation
 from .wire import HealthDocument
 
 __all__ = ["ROUTES"]
@@ -18,11 +19,13 @@ __all__ = ["ROUTES"]
 READY_S: Final = 1.0
 
 
+@Operation(id="alive", zh="进程存活", answer=HealthDocument, asks_engine=False)
 async def alive(request: web.Request) -> web.Response:
     """This process answers. It does not ask Redis: a restart would not bring Redis back."""
     return reply(HealthDocument())
 
 
+@Operation(id="ready", zh="可以接单", answer=HealthDocument)
 async def ready(request: web.Request) -> web.Response:
     """Redis answers as well."""
     try:

@@ -80,10 +80,11 @@ def configure(log: settings.Log) -> None:
 
 
 class RequestLines:
-    """A line for each request, or for those answered 5xx, or none: the setting ``log.requests``."""
+    """A line for each request, or for those answered 5xx, or none: the setting ``log.requests``.
+    ``from_status`` is the lowest status that gets one."""
 
     def __init__(self, which: Literal["none", "errors", "all"]) -> None:
-        self._from_status = {"none": 1_000, "errors": 500, "all": 0}[which]
+        self.from_status = {"none": 1_000, "errors": 500, "all": 0}[which]
         self._second = 0
         self._written = 0
         self._left_out = 0
@@ -92,7 +93,7 @@ class RequestLines:
         self, request: web.Request, request_id: str, status: int, code: str, seconds: float
     ) -> None:
         """Writes the line of an answered request, if it gets one."""
-        if status < self._from_status:
+        if status < self.from_status:
             return
         level = logging.WARNING if status >= 500 else logging.INFO
         if not _requests.isEnabledFor(level) or self._is_too_much():

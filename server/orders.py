@@ -11,9 +11,25 @@ from seckill.order import Outcome
 from seckill.status import Status
 
 from .exchange import INTAKE, buyer_in, caller_of, key_of, need_mall, read, reply, sent_by
-from .gate import PROOF_HEADER, Entry, ask
-from .problems import ANSWERS, Reply, refusal
-from .wire import OrderRequest, OutcomeDocument, PaymentRequest, RefundRequest, order_document
+from .gate import GATE_UNAVAILABLE, PROOF_HEADER, Entry, ask
+from .operation import Operation
+from .problems import (
+    ANSWERS,
+    GATE_REFUSED,
+    OVERLOADED,
+    PROOF_REQUIRED,
+    STORAGE_FULL,
+    Reply,
+    refusal,
+)
+from .wire import (
+    OrderDocument,
+    OrderRequest,
+    OutcomeDocument,
+    PaymentRequest,
+    RefundRequest,
+    order_document,
+)
 
 __all__ = ["ROUTES"]
 
@@ -21,9 +37,30 @@ _ORDER: Final = msgspec.json.Decoder(OrderRequest)
 _PAYMENT: Final = msgspec.json.Decoder(PaymentRequest)
 _REFUND: Final = msgspec.json.Decoder(RefundRequest)
 
+# What the engine may answer.
+_YES: Final = (Status.DONE, Status.ALREADY)
+_NO: Final = (Status.UNKNOWN_ORDER, Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED)
+_RESERVE: Final = (
+    *(Status.CREATED, Status.EXISTS, Status.CONFLICT, Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED),
+    *(Status.STALE_DEFINITION, Status.UNKNOWN_SKU, Status.PAUSED, Status.NOT_OPEN, Status.ENDED),
+    *(Status.NOT_ALLOWED, Status.TOO_LATE, Status.ORDER_LIMIT, Status.SKU_LIMIT),
+    *(Status.BUYER_LIMIT, Status.SOLD_OUT, Status.INSUFFICIENT),
+)
 
+
+@Operation(
+    id="reserve",
+    zh="下单：为买家保留商品，到期未付自动释放",
+    who="user",
+    keyed=True,
+    body=OrderRequest,
+    answer=OutcomeDocument,
+    statuses=_RESERVE,
+    kinds=(OVERLOADED, STORAGE_FULL, PROOF_REQUIRED, GATE_REFUSED, GATE_UNAVAILABLE),
+)
 async def reserve(request: web.Request) -> web.Response:
-    """Holds units for a buyer."""
+    """Holds units for a buyer until the order's deadline. The identical request may be repeated
+    blindly: it finds the same order."""
     caller = await caller_of(request)
     buyer, key = buyer_in(request, caller), key_of(request)
     wish = await read(request, _ORDER)
@@ -39,35 +76,76 @@ async def reserve(request: web.Request) -> web.Response:
     return _answer(outcome, request)
 
 
+@Operation(
+    id="show_order",
+    zh="查询订单",
+    who="user",
+    answer=OrderDocument,
+    statuses=(Status.UNKNOWN_SALE, Status.UNKNOWN_ORDER),
+)
 async def show(request: web.Request) -> web.Response:
-    """An order as it is now."""
+    """Shows an order as it is now. A buyer sees only his own."""
     buyer, at = await sent_by(request), request.match_info
     order = await request.app[INTAKE].engine.order(at["sale"], at["order"], buyer=buyer)
     return refusal(Status.UNKNOWN_ORDER) if order is None else reply(order_document(order))
 
 
+@Operation(
+    id="begin_payment",
+    zh="买家去支付：订单获得新的付款期限",
+    who="user",
+    answer=OutcomeDocument,
+    statuses=(*_YES, Status.EXPIRED, Status.RELEASED, Status.CONFIRMED, Status.REFUNDED, *_NO),
+)
 async def begin_payment(request: web.Request) -> web.Response:
-    """The buyer goes to the cashier."""
+    """Says that the buyer goes to the cashier, which gives the order a new deadline."""
     buyer, at, engine = await sent_by(request), request.match_info, request.app[INTAKE].engine
     return _answer(await engine.begin_payment(at["sale"], at["order"], buyer=buyer))
 
 
+@Operation(
+    id="release",
+    zh="放弃订单，商品重新开售",
+    who="user",
+    answer=OutcomeDocument,
+    statuses=(*_YES, Status.EXPIRED, Status.CONFIRMED, Status.REFUNDED, *_NO),
+)
 async def release(request: web.Request) -> web.Response:
-    """Gives an order up."""
+    """Gives an unpaid order up; its units go back on sale."""
     buyer, at, engine = await sent_by(request), request.match_info, request.app[INTAKE].engine
     return _answer(await engine.release(at["sale"], at["order"], buyer=buyer))
 
 
+@Operation(
+    id="confirm",
+    zh="确认付款（仅商城后端）",
+    who="backend",
+    body=PaymentRequest,
+    answer=OutcomeDocument,
+    statuses=(
+        *(*_YES, Status.CONFIRMED_LATE, Status.LATE, Status.DUPLICATE_PAYMENT),
+        *(Status.REFUNDED, Status.TOO_MANY_PAYMENTS, *_NO),
+    ),
+)
 async def confirm(request: web.Request) -> web.Response:
-    """Money has arrived."""
+    """Says that the money has arrived. A payment that finds nothing to pay for is due back, and the
+    answer says so."""
     await need_mall(request)
     at, engine = request.match_info, request.app[INTAKE].engine
     payment = (await read(request, _PAYMENT)).payment
     return _answer(await engine.confirm(at["sale"], at["order"], payment))
 
 
+@Operation(
+    id="refund",
+    zh="退款（仅商城后端）",
+    who="backend",
+    body=RefundRequest,
+    answer=OutcomeDocument,
+    statuses=(*_YES, Status.CONFLICT, Status.REFUNDED, Status.NOT_CONFIRMED, *_NO),
+)
 async def refund(request: web.Request) -> web.Response:
-    """Money goes back."""
+    """Gives a paid order's money back, and its units back to the sale if wanted."""
     await need_mall(request)
     at, engine = request.match_info, request.app[INTAKE].engine
     wish = await read(request, _REFUND)

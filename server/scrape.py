@@ -29,7 +29,4 @@ async def metrics(request: web.Request) -> web.Response:
     return web.Response(body=body, headers=headers)
 
 
-# Never refused as one request too many: it is read to find out about just that.
-metrics.always = True  # type: ignore[attr-defined]
-
 ROUTES: Final = (web.get("/metrics", metrics),)

@@ -147,6 +147,8 @@ class Webhook(_Section):
     """How long one delivery may take."""
     give_up_s: Annotated[int, Field(ge=1, le=7 * 86_400)] = 86_400
     """How long an event is tried before it becomes a dead letter."""
+    in_flight: Annotated[int, Field(ge=1, le=1_000)] = 32
+    """How many deliveries may be under way at once."""
 
 
 class Log(_Section):

@@ -1,6 +1,6 @@
-"""The common pattern: aiohttp, redis-py's asyncio client, one EVALSHA an order (reserve_one.lua), with
-the checks and the answer of the intake: the same code verifies user tokens and decodes the request.
-It has no rate limit, no metrics, no idempotent retry after an error and nothing but this one route.
+"""The common pattern: aiohttp, redis-py's asyncio client, one EVALSHA an order (reserve_one.lua),
+with the checks and the answer of the intake: the same code verifies user tokens and decodes the
+request. It has no rate limit, no metrics, no retries and nothing but this one route.
 """
 
 from __future__ import annotations
@@ -59,9 +59,10 @@ async def reserve(request: web.Request) -> web.Response:
     wish = REQUEST.decode(await request.read())
     line = wish.items[0]
     buyer, order = caller.buyer, order_id(sale, caller.buyer, key)
+    not_after_ms = int(time() * 1000) + TIMEOUT_MS
     reply: list[Any] = await client.evalsha(
         sha, 6, *keys_of(sale),
-        order, buyer, SKUS[line.sku], line.quantity, int(time() * 1000) + TIMEOUT_MS, "", wish.attrs,
+        order, buyer, SKUS[line.sku], line.quantity, not_after_ms, "", wish.attrs,
     )  # fmt: skip
     if reply[0] != Status.CREATED:
         status = Status(reply[0])
@@ -91,7 +92,7 @@ def _answer(document: msgspec.Struct, http: int) -> web.Response:
 
 async def running(app: web.Application) -> AsyncIterator[None]:
     """The connections and the script."""
-    global sha  # noqa: PLW0603 - a reference of one file
+    global sha
     source = resources.files("benchmarks").joinpath("lua/reserve_one.lua").read_text("utf-8")
     sha = await client.script_load(source)
     await access.start()

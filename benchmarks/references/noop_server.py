@@ -1,5 +1,5 @@
 """What aiohttp costs when nothing is done: the intake's route, its request decoded and an answer of
-the same size encoded, by the same msgspec structs. Nobody is asked who sends it, nothing is counted.
+the same size encoded, by the same msgspec structs. Nobody is asked who sends it, nothing counted.
 """
 
 from __future__ import annotations

@@ -72,9 +72,10 @@ def doctor(
     """Check a sale, its server and the intake's settings before it begins."""
     check_sale_id(sale, "sale")
     report = asyncio.run(_examine(sale, config, Target(redis, embedded), durability))
+    ok = report.level is Level.GREEN or (report.level is Level.YELLOW and not strict)
     out = Output(json=json)
-    out.answer(_data(report), *_shown(report, settings=config is not None))
-    if report.level is Level.RED or (strict and report.level is Level.YELLOW):
+    out.answer(_data(report, ok=ok), *_shown(report, settings=config is not None))
+    if not ok:
         raise typer.Exit(1)
 
 
@@ -141,9 +142,9 @@ def _target(target: Target, settings: Settings | None, durability: Durability) -
     return Target(url, data, durability, allow_unverified=True)
 
 
-def _data(report: Report) -> dict[str, object]:
+def _data(report: Report, *, ok: bool) -> dict[str, object]:
     return {
-        "ok": report.level is not Level.RED,
+        "ok": ok,
         "level": report.level,
         "sale": report.sale,
         "server": report.server,

@@ -101,7 +101,7 @@ def check_groups(
         elif group.idle_s is None or group.idle_s > IDLE_S:
             since = "ever" if group.idle_s is None else f"for {group.idle_s:,.0f} s"
             (late if group.name in wanted else idle).append(
-                f"{group.name}: no reader asked {since}"
+                f"{group.name}: no reader has asked {since}"
             )
         elif age_s > AGE_YELLOW_S:
             idle.append(f"{group.name}: {_count(group)} waiting, the oldest for {age_s:,.0f} s")

@@ -25,7 +25,7 @@ __all__ = ["PROBE", "Plan", "Reading", "SlowCommand", "is_local", "read_server",
 PROBE: Final = "sk:doctor"
 """A string that is written to see how long a write takes; it expires after ten seconds."""
 
-PINGS: Final = 9
+TRIPS: Final = 9
 WRITES: Final = 5
 SLOW_READ: Final = 64
 SALES_READ: Final = 1_000
@@ -79,7 +79,7 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     now_ms: int
     skew_ms: float
     round_trip_ms: float
-    ping_ms: float
+    trip_ms: float
     write_ms: float | None
     write_refusal: str
     slow: tuple[SlowCommand, ...] | None
@@ -124,6 +124,8 @@ async def read_server(
     if is_master and not loading:
         write_ms, refusal = await _probe(client)
     config = await _config(client)
+    # Not PING: a server that refuses writes refuses that, too.
+    trip_ms = 0.0 if loading else await _median_ms(client.time, TRIPS)
     return Reading(
         url=url,
         durability=durability,
@@ -133,7 +135,7 @@ async def read_server(
         now_ms=now_ms,
         skew_ms=skew_ms,
         round_trip_ms=round_trip_ms,
-        ping_ms=0.0 if loading else await _median_ms(client.ping, PINGS),
+        trip_ms=trip_ms,
         write_ms=write_ms,
         write_refusal=refusal,
         slow=await _slow(client),
@@ -161,10 +163,10 @@ async def _clock(client: Redis) -> tuple[float, float, int]:
     for _ in range(5):
         before_ms, began = time() * 1_000, perf_counter()
         seconds, micros = await client.time()
-        trip_ms = (perf_counter() - began) * 1_000
+        took_ms = (perf_counter() - began) * 1_000
         there_ms = int(seconds) * 1_000 + int(micros) / 1_000
-        if trip_ms < best[1]:
-            best = (there_ms - before_ms - trip_ms / 2, trip_ms, int(there_ms))
+        if took_ms < best[1]:
+            best = (there_ms - before_ms - took_ms / 2, took_ms, int(there_ms))
     return best
 
 

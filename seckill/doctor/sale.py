@@ -153,7 +153,7 @@ def _keys(sale: SaleReading) -> Finding:
         return red("keys", "; ".join(wrong), "find out who wrote there; call a person")
     kinds = dict(zip(NAMES, sale.kinds, strict=True))
     needed = {"sale", "stock", "events"}
-    if sale.orders or any(sale.stock.get(name, "0") != "0" for name in _taken(sale)):
+    if sale.orders or any(_is_some(sale.stock[name]) for name in _taken(sale)):
         needed |= {"orders", "buyers"}
     missing = sorted(name for name in needed if kinds[name] == "none")
     if missing:
@@ -168,6 +168,10 @@ def _keys(sale: SaleReading) -> Finding:
 
 def _taken(sale: SaleReading) -> list[str]:
     return [name for name in sale.stock if name.endswith((":held", ":confirmed"))]
+
+
+def _is_some(text: str) -> bool:
+    return text.isdecimal() and int(text) > 0
 
 
 def _stock(sale: SaleReading, definition: Sale) -> Finding:

@@ -28,8 +28,8 @@ TIGHT: Final = 0.75
 
 SKEW_YELLOW_MS: Final = 100
 SKEW_RED_MS: Final = 1_000
-PING_YELLOW_MS: Final = 5
-PING_RED_MS: Final = 100
+TRIP_YELLOW_MS: Final = 5
+TRIP_RED_MS: Final = 100
 WRITE_YELLOW_MS: Final = 20
 WRITE_RED_MS: Final = 200
 SLOW_MS: Final = 50
@@ -235,13 +235,13 @@ def _connections(reading: Reading) -> Finding:
 
 
 def _latency(reading: Reading) -> Finding:
-    seen = f"PING takes {reading.ping_ms:.2f} ms"
+    seen = f"an answer takes {reading.trip_ms:.2f} ms"
     if reading.info.get("loading"):
         return yellow("latency", "not measured while it loads", "look again when it has loaded")
     remedy = "move the intake nearer to it, or see what keeps the server busy"
-    if reading.ping_ms > PING_RED_MS:
+    if reading.trip_ms > TRIP_RED_MS:
         return red("latency", seen, remedy)
-    if reading.ping_ms > PING_YELLOW_MS:
+    if reading.trip_ms > TRIP_YELLOW_MS:
         return yellow("latency", seen, remedy)
     return green("latency", seen)
 
@@ -253,8 +253,8 @@ def _fsync(reading: Reading) -> Finding | None:
         return yellow(
             "fsync", f"a write was refused: {reading.write_refusal}", "look at what it says"
         )
-    # What a write takes longer than a PING, it waits for the disk.
-    disk_ms = max(0.0, reading.write_ms - reading.ping_ms)
+    # What a write takes longer than a question, it waits for the disk.
+    disk_ms = max(0.0, reading.write_ms - reading.trip_ms)
     seen = f"a write waits {disk_ms:.1f} ms for the disk"
     if delayed := int(reading.info.get("aof_delayed_fsync", 0)):
         seen += f" ({delayed:,} delayed so far)"

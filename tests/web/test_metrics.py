@@ -29,6 +29,7 @@ from seckill.server.samples import DEAD_MAX
 from seckill.server.settings import ApiKey, Settings
 from tests.support import async_client, make_sale
 from tests.web.intake import Client, Intake, serving
+from tests.web.processes import serve, workers_of
 
 # Buckets and sums have the labels of their histogram, and ``le``.
 Numbers = dict[tuple[str, frozenset[tuple[str, str]]], float]
@@ -491,6 +492,51 @@ async def test_a_directory_that_cannot_be_written(
     with pytest.raises(OSError, match="seckill"):
         async with started(engine):
             pass
+
+
+async def test_gunicorn(engine: Engine) -> None:
+    """The real thing: a worker is killed under load, gunicorn starts another, and every answer that
+    was given a second before that is counted once, whoever is scraped."""
+    sale = await open_sale(engine, {"a": 1_000})
+    created = 0
+    options = ("--redis", engine.url, "--durability", "memory", "--workers", "2")
+    async with serve("--dev", *options) as intake:
+
+        async def order(count: int) -> None:
+            nonlocal created
+            # A connection for each, so that both workers get some.
+            async with aiohttp.TCPConnector(force_close=True) as connector:
+                client = Client(
+                    aiohttp.ClientSession(connector=connector, headers=intake.session.headers),
+                    intake.base,
+                )
+                for _ in range(count):
+                    created += 1
+                    answer = await client.reserve(sale.id, f"b{created}", "k")
+                    assert answer.code == "created"
+                await client.session.close()
+
+        async def settled(workers: int) -> Scrape:
+            """When the other worker's last second is in."""
+            async with asyncio.timeout(15):
+                while True:
+                    now = Scrape((await intake.get("/metrics")).body)
+                    orders = now.sum("seckill_orders_total", code="created")
+                    assert orders <= created
+                    if orders == created and now("seckill_workers") == workers:
+                        return now
+                    await asyncio.sleep(0.1)
+
+        await order(40)
+        before = await settled(2)
+        pids = workers_of(intake.child.pid)
+        assert len(pids) == 2
+        os.kill(pids.pop(), signal.SIGKILL)
+        await asyncio.sleep(0.3)
+        await order(20)
+        now = await settled(2)
+        assert now("seckill_batch_orders_sum") == created == 60
+        assert all(now.numbers[key] >= value for key, value in before.counts.items())
 
 
 # -- over HTTP --------------------------------------------------------------------------------

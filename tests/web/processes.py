@@ -1,0 +1,145 @@
+"""Intakes in processes of their own: one that calls ``run``, and ``seckill serve`` as a whole."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from tests.web.intake import Client
+
+__all__ = ["ROOT", "Process", "Serve", "process_on", "serve", "workers_of"]
+
+ROOT = Path(__file__).parents[2]
+
+
+class Process(Client):
+    """An intake in a process of its own."""
+
+    def __init__(
+        self, session: aiohttp.ClientSession, base: str, child: asyncio.subprocess.Process
+    ) -> None:
+        super().__init__(session, base)
+        self.child = child
+
+    def signal(self, number: signal.Signals) -> None:
+        self.child.send_signal(number)
+
+    async def ended(self, seconds: float) -> int:
+        """The exit code; it fails the test when there is none in time, or a word on stderr."""
+        async with asyncio.timeout(seconds):
+            _, stderr = await self.child.communicate()
+        assert stderr == b"", stderr.decode()
+        assert self.child.returncode is not None
+        return self.child.returncode
+
+
+_PROGRAM = """
+import sys
+from seckill import Engine
+from seckill.server import run
+from seckill.server.settings import Server, Settings
+from tests.web.intake import trusting
+engine = Engine(sys.argv[1], durability="memory")
+settings = Settings(server=Server(drain_s=float(sys.argv[2])))
+run(
+    engine, port=0, path=sys.argv[3] or None, settings=settings, identify=trusting,
+    on_ready=lambda address: print(address, flush=True),
+)
+"""
+
+
+@asynccontextmanager
+async def process_on(
+    url: str, *, drain_s: float = 8.0, path: Path | None = None
+) -> AsyncIterator[Process]:
+    """A process that calls ``run`` and takes everybody for the mall's backend."""
+    arguments = ("-c", _PROGRAM, url, str(drain_s), str(path or ""))
+    async with _child(*arguments) as child:
+        assert child.stdout is not None
+        address = (await child.stdout.readline()).decode().strip()
+        assert address, (await child.communicate())[1].decode()
+        if path is None:
+            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
+        else:
+            assert address == f"unix:{path}"
+            connector, address = aiohttp.UnixConnector(str(path)), "http://intake"
+        async with aiohttp.ClientSession(connector=connector) as session:
+            yield Process(session, address, child)
+
+
+class Serve(Process):
+    """A ``seckill serve``, its parent process, and what it said when it took requests."""
+
+    said = ""
+    url = ""
+
+
+@asynccontextmanager
+async def serve(*options: str, key: str | None = None) -> AsyncIterator[Serve]:
+    """``seckill serve --port 0`` with these options; the client sends ``key``, or the one that
+    ``--dev`` printed."""
+    async with _child("-P", "-m", "seckill.cli", "serve", "--port", "0", *options) as child:
+        assert child.stdout is not None
+        said = ""
+        while "Ctrl-C ends it" not in said:
+            line = (await child.stdout.readline()).decode()
+            assert line, said + (await child.communicate())[1].decode()
+            said += line
+        key = key or _first(r"SECKILL_KEY=(\S+)", said)
+        async with aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": f"Bearer {key}"}
+        ) as session:
+            started = Serve(session, _first(r"takes orders on (\S+)", said), child)
+            started.said, started.url = said, _first(r"server (\S+)", said)
+            yield started
+
+
+def workers_of(parent: int) -> set[int]:
+    """The pids of the workers below a parent that is itself a Python process."""
+    found = set()
+    for status in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            fields = status.read_text().rpartition(")")[2].split()
+            command = (status.parent / "cmdline").read_bytes()
+        except OSError:
+            continue  # It has ended meanwhile.
+        if int(fields[1]) == parent and fields[0] != "Z" and b"seckill.cli" in command:
+            found.add(int(status.parent.name))
+    return found
+
+
+@asynccontextmanager
+async def _child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
+    clean: dict[str, Any] = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("SECKILL_") or name == "SECKILL_REDIS_SERVER"
+    }
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, *arguments),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        cwd=ROOT,
+        env=clean | {"PYTHONWARNINGS": "error", "PYTHONPATH": str(ROOT)},
+    )
+    try:
+        yield child
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.communicate()
+
+
+def _first(pattern: str, text: str) -> str:
+    found = re.search(pattern, text)
+    assert found, text
+    return found[1]

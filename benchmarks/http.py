@@ -11,7 +11,7 @@ in stock    128 connections; 20,000 buyers in turn, each with a user token of th
             made beforehand and verified before the clock starts); a new idempotency key and one
             unit of the canonical sale of workload.py in each request; a fresh sale in each slice
 sold out    the same requests for a sale whose only unit is gone; the no-op answers with a problem
-            document; counts only if Redis was asked less than once in a hundred requests
+            document; counts only if Redis was not asked for each of them
 batch       POST orders:batch with 200 orders of new buyers, 8 connections, the backend's API key
 new tokens  in stock, and every request brings a user token that the worker has never seen
 
@@ -220,8 +220,9 @@ class _Test:
         accepted = self.accepted(way, sale)
         if way.case == SOLD_OUT:
             assert accepted == 1, f"{what}: {accepted} orders for one unit"
-            asked = _calls(self.wire)
-            assert asked < load.requests / 100, f"{what}: Redis was asked {asked} times"
+            # Decided by the script, a refusal costs 2 to 3 µs; leases and sweeps always go on.
+            most, micros = load.requests + 2_000 * self.seconds, found.redis_micros
+            assert micros < most, f"{what}: Redis took {micros} µs for {load.requests} answers"
             return
         connections = BATCH_CONNECTIONS if way.case == BATCHES else CONNECTIONS
         # Those that were under way when the load ended were accepted, too.
@@ -240,10 +241,9 @@ def run(plan: Plan) -> Iterator[Row]:
 
 def _compare(test: _Test, server: Server) -> Iterator[Row]:
     plan = test.plan
-    rounds, new_rounds = (1, 1) if plan.quick else (7, 5)
+    rounds, new_rounds = (1, 1) if plan.quick else (5, 3)
     label = f"{server.name}, fsync {FSYNC}"
-    found = _rounds(test, label, _WAYS, rounds)
-    test.write_tokens("new", NEW_TOKENS_A_SECOND * test.seconds)
+    found = _rounds(test, label, rounds)
     again: _Found = {way: [] for way in _NEW_WAYS}
     for turn in range(new_rounds):
         plan.say(f"{NAME}: {label}, new tokens, round {turn + 1} of {new_rounds}")
@@ -257,13 +257,14 @@ def _compare(test: _Test, server: Server) -> Iterator[Row]:
     yield verdict
 
 
-def _rounds(test: _Test, label: str, ways: Sequence[_Way], rounds: int) -> _Found:
-    found: _Found = {way: [] for way in ways}
-    for turn in range(rounds + 1):
-        for way in ways[:: 1 if turn % 2 else -1]:
+def _rounds(test: _Test, label: str, rounds: int) -> _Found:
+    found: _Found = {way: [] for way in _WAYS}
+    # Round 0 warms everybody up and verifies the tokens; to show that it runs, it is not needed.
+    for turn in range(int(test.plan.quick), rounds + 1):
+        for way in _WAYS[:: 1 if turn % 2 else -1]:
             test.plan.say(f"{NAME}: {label}, round {turn} of {rounds}, {way.who} {way.case}")
             part = test.slice(way)
-            if turn > 0:  # the first round warms everybody up, and verifies the tokens
+            if turn > 0:
                 found[way].append(part)
     return found
 
@@ -338,14 +339,6 @@ def _times(parts: Sequence[_Slice]) -> str:
 
 def _ratios(above: Sequence[_Slice], below: Sequence[_Slice]) -> list[float]:
     return [ours.rate / theirs.rate for ours, theirs in zip(above, below, strict=True)]
-
-
-def _calls(wire: Wire) -> int:
-    """EVALSHAs since CONFIG RESETSTAT."""
-    for line in wire.call("INFO", "commandstats").decode().splitlines():
-        if line.startswith("cmdstat_evalsha:calls="):
-            return int(line.partition("=")[2].partition(",")[0])
-    return 0
 
 
 @contextmanager

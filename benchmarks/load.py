@@ -21,7 +21,7 @@ _SCRIPTS: Final = Path(__file__).with_name("wrk")
 
 
 class Load(msgspec.Struct, frozen=True):
-    """What came of it. ``requests`` were answered, ``refused`` of them with a status of 400 or more;
+    """What came of it. ``requests`` were answered, ``refused`` of them with a status above 399;
     ``failed`` got no answer. ``cpu_s`` is what the load itself has cost."""
 
     requests: int

@@ -28,6 +28,10 @@ from seckill.lane import SIZE_BOUNDS, TRIP_BOUNDS_S, Lane
 from seckill.snapshot import Snapshot
 from seckill.tally import Histogram
 
+from .gate import GATE_UNAVAILABLE
+from .jwks import KEYS_UNAVAILABLE
+from .problems import ANSWERS as KINDS
+from .problems import BUSY, RAISED
 from .samples import Alone, Family, Sample, Shared, Store, families
 
 __all__ = ["CONTENT_TYPE", "FAMILIES", "Metrics"]
@@ -60,6 +64,12 @@ ANSWER_SECONDS: Final = Family(
 ORDERS: Final = Family(
     "seckill_orders", "counter", "Orders asked for, alone or in a batch, by answer.", ("code",)
 )
+FAILURES: Final = Family(
+    "seckill_failures",
+    "counter",
+    "Requests, and orders of batches, answered 5xx; every code is there from the start.",
+    ("code",),
+)
 BATCH_ORDERS: Final = Family(
     "seckill_batch_orders", "histogram", "Orders that reached Redis in one script call."
 )
@@ -86,6 +96,10 @@ READY: Final = Family(
 WORKERS: Final = Family(
     "seckill_workers", "gauge", "Processes that take requests.", workers="livesum"
 )
+WORKER_STARTS: Final = Family("seckill_worker_starts", "counter", "Workers there ever were.")
+WORKER_ENDS: Final = Family(
+    "seckill_worker_ends", "counter", "Workers that ended in good order, with all answers given."
+)
 LOOP_LAG: Final = Family(
     "seckill_loop_lag_seconds",
     "histogram",
@@ -104,9 +118,30 @@ SALE_PHASE: Final = Family(
 )
 
 FAMILIES: Final = (
-    *(ANSWERS, ANSWER_SECONDS, ORDERS, BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
-    *(IN_FLIGHT, READY, WORKERS, LOOP_LAG, CPU, MEMORY, SALE_UNITS, SALE_ORDERS, SALE_PHASE),
+    *(ANSWERS, ANSWER_SECONDS, ORDERS, FAILURES),
+    *(BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
+    *(IN_FLIGHT, READY, WORKERS, WORKER_STARTS, WORKER_ENDS, LOOP_LAG, CPU, MEMORY),
+    *(SALE_UNITS, SALE_ORDERS, SALE_PHASE),
 )
+
+# Prometheus does not see the first of a series that begins with it, so what alerts and graphs look
+# for begins at 0.
+_FAILED: Final = tuple(
+    sorted(
+        {
+            kind.code
+            for kind in (
+                *KINDS.values(),
+                *RAISED.values(),
+                BUSY,
+                GATE_UNAVAILABLE,
+                KEYS_UNAVAILABLE,
+            )
+            if kind.http >= 500
+        }
+    )
+)
+_ORDERED: Final = ("created", "sold_out")
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
 _STATM: Final = Path("/proc/self/statm")
@@ -146,6 +181,7 @@ class Metrics:
         self._in_flight: Callable[[], int] = int
         self._ready: Callable[[], Awaitable[object]] = engine.now_ms
         self._is_ready = False
+        self._ended = False
         self._store: Store = Alone()
         self._sales = _Sales(engine)
         self._task: asyncio.Task[None] | None = None
@@ -187,6 +223,7 @@ class Metrics:
             task.cancel()
         if tasks:
             await asyncio.wait(tasks)
+            self._ended = True
             self._store.write(self._samples())
             self._store.close()
 
@@ -231,15 +268,21 @@ class Metrics:
             self._is_ready = True
 
     def _samples(self) -> Iterator[Sample]:
-        orders = self._orders.copy()
+        orders = Counter(dict.fromkeys(_ORDERED, 0))
+        orders.update(self._orders)
+        failed = Counter({code: self._orders[code] for code in _FAILED})
         for (verb, code), answers in self._answers.items():
             yield Sample(ANSWERS, (verb, code), answers.count)
             if verb == RESERVE:
                 orders[code] += answers.count
+            if code in failed:
+                failed[code] += answers.count
         for verb, seconds in self._seconds.items():
             yield Sample(ANSWER_SECONDS, (verb,), seconds)
         for code, count in orders.items():
             yield Sample(ORDERS, (code,), count)
+        for code, count in failed.items():
+            yield Sample(FAILURES, (code,), count)
         lanes = self._engine.lanes().values()
         self._read(lanes)
         yield Sample(BATCH_ORDERS, (), self._batch_orders)
@@ -249,6 +292,8 @@ class Metrics:
         yield Sample(IN_FLIGHT, (), self._in_flight())
         yield Sample(READY, (), self._is_ready)
         yield Sample(WORKERS, (), 1)
+        yield Sample(WORKER_STARTS, (), 1)
+        yield Sample(WORKER_ENDS, (), self._ended)
         yield Sample(LOOP_LAG, (), self._loop_lag_s)
         yield Sample(CPU, (), time.process_time())
         if _STATM.exists():

@@ -60,6 +60,7 @@ CLOSE_S: Final = 5.0
 STILL_S: Final = 30
 RETRY_S: Final = 0.5
 MESSAGE_BYTES_MAX: Final = 4_000
+_TOLD: Final = ("Reason: %s", "Shutting down: %s")
 _ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
 
 
@@ -256,8 +257,8 @@ class Log(Logger):  # type: ignore[misc] # as above
 
     def error(self, msg: str, *args: Any, **options: Any) -> None:
         """Part of Logger."""
-        # Told once, and in our words.
-        if args[-1:] != (Arbiter.WORKER_BOOT_ERROR,) and "Master" not in args:
+        # That a worker could not start is told once, and in our words.
+        if msg not in _TOLD and args[-1:] != (Arbiter.WORKER_BOOT_ERROR,):
             _log.error(msg, *args, **options)
 
     def exception(self, msg: str, *args: Any, **options: Any) -> None:

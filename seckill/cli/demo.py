@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
+import secrets
 import signal
 import tempfile
 from collections import deque
@@ -23,7 +24,7 @@ import typer
 from seckill import redis as servers
 from seckill.cli.command import Json
 from seckill.cli.demo_check import check_books, plainest_first
-from seckill.cli.demo_messages import Books, LoadOrders, Progress
+from seckill.cli.demo_messages import Books, LoadOrders, Progress, Proofs
 from seckill.cli.demo_report import Report, ScriptTime, make_report, read_story
 from seckill.cli.demo_sale import demo_sale
 from seckill.cli.demo_screen import Screen
@@ -95,6 +96,7 @@ class _Demo:
         self._buyers = buyers
         self._screen = screen
         self._folder = folder
+        self._proofs = Proofs(secrets.token_hex(32), f"sk_{secrets.token_urlsafe(32)}")
         self._began_s = monotonic()
         self._progress: Progress | None = None
         self._marks: deque[tuple[float, int]] = deque()
@@ -108,6 +110,7 @@ class _Demo:
             child("load", "seckill.cli.demo_load", folder=folder) as load,
         ):
             async with asyncio.timeout(START_S):
+                await intake.send(msgspec.json.encode(self._proofs).decode())
                 address = await intake.read_line()
                 await load.read_line()
             sale = await self._create()
@@ -152,6 +155,7 @@ class _Demo:
             opens_ms=sale.opens_ms,
             buyers=self._buyers,
             books=str(books),
+            proofs=self._proofs,
         )
         await load.send(msgspec.json.encode(orders).decode())
         listening = asyncio.create_task(self._listen(load))

@@ -4,10 +4,18 @@ from __future__ import annotations
 
 import msgspec
 
-__all__ = ["ACCEPTED", "Books", "LoadOrders", "Mischief", "Progress", "Receipt"]
+__all__ = ["ACCEPTED", "Books", "LoadOrders", "Mischief", "Progress", "Proofs", "Receipt"]
 
 ACCEPTED = ("created", "exists")
 """The codes with which the intake accepts an order, now or when it was asked before."""
+
+
+class Proofs(msgspec.Struct, frozen=True):
+    """What the demo's mall shares with its intake: the secret of the buyers' user tokens, and the
+    API key of its backend. Made anew for each demo."""
+
+    secret: str
+    key: str
 
 
 class LoadOrders(msgspec.Struct, frozen=True):
@@ -22,6 +30,7 @@ class LoadOrders(msgspec.Struct, frozen=True):
     opens_ms: int
     buyers: int
     books: str
+    proofs: Proofs
 
 
 class Progress(msgspec.Struct, frozen=True, kw_only=True):

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import random
 from collections import Counter
-from time import perf_counter
+from time import perf_counter, time
 from typing import Final
 
 import aiohttp
+import jwt
 import msgspec
 
 from seckill.cli.demo_messages import ACCEPTED, LoadOrders, Mischief, Receipt
@@ -50,7 +51,6 @@ class Answer(msgspec.Struct):
     order: _Order | None = None
 
 
-_BUYER: Final = "Seckill-Buyer"
 _GAVE_UP: Final = Answer("")
 _answer: Final = msgspec.json.Decoder(Answer).decode
 _order: Final = msgspec.json.Decoder(_Order).decode
@@ -75,11 +75,12 @@ class Shop:
         self.unanswered = 0
         self.decided_s: list[float] = []
         self.requests = 0
+        self._proofs = orders.proofs
+        self._logins: dict[str, str] = {}
 
     async def reserve(self, buyer: str, key: str, items: dict[str, int]) -> str:
         """Asks for units and books the answer, whose code is returned. Asks until there is one."""
-        headers = {_BUYER: buyer, "Idempotency-Key": key}
-        answer = await self._ask("", headers, _body(items), timed=True)
+        answer = await self._ask("", buyer, _body(items), key=key)
         if answer.code in ACCEPTED and answer.order is not None:
             self._book(buyer, key, items, answer.code, answer.order)
         elif answer.code in _REFUSALS:
@@ -112,8 +113,8 @@ class Shop:
         """Sends an order and hangs up without reading the answer."""
         body = _body(items)
         head = (
-            f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\n{_BUYER}: {buyer}\r\n"
-            f"Idempotency-Key: {key}\r\nContent-Type: application/json\r\n"
+            f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\n"
+            f"Authorization: {self._proof(buyer)}\r\nIdempotency-Key: {key}\r\nContent-Type: application/json\r\n"
             f"Content-Length: {len(body)}\r\n\r\n"
         )
         try:
@@ -130,25 +131,30 @@ class Shop:
 
     async def begin_payment(self, receipt: Receipt) -> str:
         """The buyer opens the cashier."""
-        headers = {_BUYER: receipt.buyer}
-        return (await self._ask(f"/{receipt.order}/begin-payment", headers)).code
+        return (await self._ask(f"/{receipt.order}/begin-payment", receipt.buyer)).code
 
     async def release(self, receipt: Receipt) -> str:
         """The buyer gives the order up."""
-        headers = {_BUYER: receipt.buyer}
-        return (await self._ask(f"/{receipt.order}/release", headers)).code
+        return (await self._ask(f"/{receipt.order}/release", receipt.buyer)).code
 
     async def confirm(self, receipt: Receipt, payment: str) -> str:
         """The payment provider tells the mall's backend that money has arrived."""
         return (
-            await self._ask(f"/{receipt.order}/confirm", {}, _encode({"payment": payment}))
+            await self._ask(f"/{receipt.order}/confirm", "", _encode({"payment": payment}))
         ).code
 
     async def look(self, receipt: Receipt) -> _Order | None:
         """The order as its buyer sees it, None when the intake does not know it."""
-        headers = {_BUYER: receipt.buyer}
-        answer = await self._ask(f"/{receipt.order}", headers, verb="GET")
+        answer = await self._ask(f"/{receipt.order}", receipt.buyer, verb="GET")
         return answer.order
+
+    def _proof(self, buyer: str) -> str:
+        if not buyer:
+            return f"Bearer {self._proofs.key}"
+        login = self._logins.get(buyer)
+        if login is None:
+            login = self._logins[buyer] = f"Bearer {_user_token(buyer, self._proofs.secret)}"
+        return login
 
     def _book(self, buyer: str, key: str, items: dict[str, int], code: str, order: _Order) -> None:
         receipt = self.receipts.get((buyer, key))
@@ -168,12 +174,16 @@ class Shop:
     async def _ask(
         self,
         path: str,
-        headers: dict[str, str],
+        buyer: str,
         body: bytes = b"",
         *,
         verb: str = "POST",
-        timed: bool = False,
+        key: str = "",
     ) -> Answer:
+        """Asks as a buyer, or as the mall's backend if there is none, until there is an answer."""
+        headers = {"Authorization": self._proof(buyer)}
+        if key:
+            headers["Idempotency-Key"] = key
         if body:
             headers["Content-Type"] = "application/json"
         for attempt in range(TRIES_MAX):
@@ -188,19 +198,24 @@ class Shop:
                     text = await response.read()
             except (aiohttp.ClientError, TimeoutError, OSError) as error:
                 self.retried[type(error).__name__] += 1
-                self.hung_up.add(headers.get(_BUYER, ""))
+                self.hung_up.add(buyer)
                 continue
             if verb == "GET" and response.status == 200:
                 return Answer("ok", _order(text))
             answer = _answer(text)
             if response.status == 503:
                 self.retried[answer.code] += 1
-                self.hung_up.add(headers.get(_BUYER, ""))
+                self.hung_up.add(buyer)
                 continue
-            if timed:
+            if key:
                 self.decided_s.append(perf_counter() - began_s)
             return answer
         return _GAVE_UP
+
+
+def _user_token(buyer: str, secret: str) -> str:
+    """What the mall gives a buyer at login, good for an hour."""
+    return jwt.encode({"sub": buyer, "exp": int(time()) + 3_600}, secret)
 
 
 def _body(items: dict[str, int]) -> bytes:

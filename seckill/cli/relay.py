@@ -109,7 +109,7 @@ async def _run(engine: Engine, to: Endpoint, sales: tuple[str, ...], *, once: bo
 
         def end() -> None:
             relay.stop()
-            # A second signal does what it does by default: everything that is under way comes again.
+            # A second one ends it at once, and what is under way comes again.
             for number in (signal.SIGINT, signal.SIGTERM):
                 loop.remove_signal_handler(number)
                 signal.signal(number, signal.SIG_DFL)

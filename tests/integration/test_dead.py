@@ -148,7 +148,7 @@ async def test_a_relay_that_was_killed_while_it_retried(
 async def test_dropped(
     engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
 ) -> None:
-    """A dropped event never comes, also when its entry has to be read again, and the rest goes on."""
+    """A dropped event never comes, also when its entry is read again; what was behind it does."""
     sale = await open_sale()
     orders = await sell(engine, sale, 3)
     await receiver.expect(engine, sale.id)

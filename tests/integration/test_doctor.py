@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -23,7 +23,7 @@ import pytest
 import redis
 
 from seckill.cli import main
-from seckill.doctor import CHECKS, groups
+from seckill.doctor import CHECKS, groups, server
 from seckill.embedded import SOCKET_LINK, EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import relay_keys, shard_keys
@@ -101,8 +101,8 @@ class House:
 
 @pytest.fixture(scope="module")
 def shared(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]:
-    with EmbeddedServer(tmp_path_factory.mktemp("doctor") / "data") as server:
-        yield server
+    with EmbeddedServer(tmp_path_factory.mktemp("doctor") / "data") as one:
+        yield one
 
 
 @pytest.fixture
@@ -116,8 +116,8 @@ def tenant(tmp_path: Path, shared: EmbeddedServer) -> Iterator[House]:
 @pytest.fixture
 def house(tmp_path: Path) -> Iterator[House]:
     """A house with a server of its own."""
-    with EmbeddedServer(tmp_path / "data") as server:
-        house = House(tmp_path, server)
+    with EmbeddedServer(tmp_path / "data") as own:
+        house = House(tmp_path, own)
         yield house
         with contextlib.suppress(redis.RedisError):
             house.client.config_set("save", "")  # Or it would insist on a dump at its end.
@@ -233,53 +233,48 @@ def test_fault_of_the_server(house: House, doctor: Doctor, fault: str) -> None:
 @contextmanager
 def proxied(house: House, judge: Judge = let_pass, reply_delay_s: float = 0.0) -> Iterator[str]:
     """The URL of a proxy before the house's server, on a loop in a thread of its own."""
-    ready, over = threading.Event(), threading.Event()
-    url = ""
-
-    async def serve() -> None:
-        nonlocal url
-        async with Proxy(house.url) as proxy:
-            proxy.judge, proxy.reply_delay_s = judge, reply_delay_s
-            url = proxy.url
-            ready.set()
-            while not over.is_set():
-                await asyncio.sleep(0.01)
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    loop = asyncio.new_event_loop()
+    thread = threading.Thread(target=loop.run_forever)
     thread.start()
+
+    def wait_for(coroutine: Coroutine[Any, Any, Any]) -> None:
+        asyncio.run_coroutine_threadsafe(coroutine, loop).result(10)
+
+    proxy = Proxy(house.url)
+    proxy.judge, proxy.reply_delay_s = judge, reply_delay_s
     try:
-        assert ready.wait(5)
-        yield url
+        wait_for(proxy.__aenter__())
+        yield proxy.url
+        wait_for(proxy.__aexit__())
     finally:
-        over.set()
+        loop.call_soon_threadsafe(loop.stop)
         thread.join()
+        loop.close()
 
 
 @pytest.mark.parametrize(("ahead_s", "level"), [(30, RED), (-30, RED), (0.5, YELLOW), (0, GREEN)])
 def test_clock_of_the_server(house: House, doctor: Doctor, ahead_s: float, level: str) -> None:
+    in_multi = False
+
     async def judge(command: Command) -> Fate | bytes:
-        if command.args != [b"TIME"] or command.link != 1:
+        nonlocal in_multi
+        in_multi = command.args[0] == b"MULTI" or (in_multi and command.args[0] != b"EXEC")
+        if in_multi or command.args != [b"TIME"]:
             return Fate.PASS
-        micros = int((time.time() + ahead_s) * 1_000_000)
-        parts = [b"%d" % part for part in divmod(micros, 1_000_000)]
-        return b"*2\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(part), part) for part in parts)
+        parts = divmod(int((time.time() + ahead_s) * 1_000_000), 1_000_000)
+        texts = [b"%d" % part for part in parts]
+        return b"*2\r\n" + b"".join(b"$%d\r\n%s\r\n" % (len(text), text) for text in texts)
 
-    multi = False
-
-    async def outside_multi(command: Command) -> Fate | bytes:
-        nonlocal multi
-        multi = command.args[0] == b"MULTI" or (multi and command.args[0] != b"EXEC")
-        return Fate.PASS if multi else await judge(command)
-
-    with proxied(house, outside_multi) as url:
+    with proxied(house, judge) as url:
         code, levels = doctor.examine(house, url=url)
     assert levels == ALL_GREEN | {"clock": level}
     assert code == (level == RED)
     assert ("ahead of" in doctor.findings["clock"]["seen"]) or ahead_s <= 0
 
 
-def test_a_server_far_away(house: House, doctor: Doctor) -> None:
-    with proxied(house, reply_delay_s=0.11) as url:
+def test_a_server_far_away(house: House, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server, "TRIP_RED_MS", 15)
+    with proxied(house, reply_delay_s=0.02) as url:
         assert doctor.examine(house, url=url) == (1, ALL_GREEN | {"latency": RED})
 
 
@@ -307,11 +302,11 @@ def replica_of(house: House) -> Iterator[EmbeddedServer]:
         port = tried
         break
     config = {"replicaof": f"127.0.0.1 {port}"}
-    with EmbeddedServer(house.folder / "replica", config=config) as server:
-        with redis.Redis.from_url(server.url) as client:
+    with EmbeddedServer(house.folder / "replica", config=config) as replica:
+        with redis.Redis.from_url(replica.url) as client:
             while client.info("replication")["master_link_status"] != "up":
                 time.sleep(0.02)
-        yield server
+        yield replica
 
 
 def test_a_replica_and_a_promoted_one(house: House, doctor: Doctor) -> None:

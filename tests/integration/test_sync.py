@@ -139,6 +139,8 @@ def test_a_sale_from_beginning_to_end(engine: Engine) -> None:
     assert engine.snapshot(sale.id).stock["a"].held == 2
     assert engine.close(sale.id).ok
 
+    bought = next(event for event in engine.history(sale.id) if event.kind is EventKind.HELD)
+    assert bought.attrs == "room=7"
     kinds = [event.kind for batch in engine.events(sale.id, "g", follow=False) for event in batch]
     assert kinds == [event.kind for event in engine.history(sale.id)]
     assert kinds.count(EventKind.HELD) == 4
@@ -444,7 +446,10 @@ def hammer(thread):
     while not done.is_set():
         engine.reserve(sale.id, f"{thread}-{n}", "k", {"a": 1})
         n += 1
-hammers = [threading.Thread(target=hammer, args=(n,)) for n in range(4)]
+def start():
+    while not done.is_set(): engine.start()
+hammers = [threading.Thread(target=hammer, args=(n,)) for n in range(3)]
+hammers.append(threading.Thread(target=start))
 for thread in hammers: thread.start()
 for child in range(5):
     # However busy the parent's threads are, no lock of theirs is left taken.

@@ -7,7 +7,7 @@ import os
 import re
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ import aiohttp
 
 from tests.web.intake import Client
 
-__all__ = ["ROOT", "Process", "Serve", "process_on", "serve", "workers_of"]
+__all__ = ["ROOT", "Process", "Serve", "is_alive", "process_on", "serve", "until", "workers_of"]
 
 ROOT = Path(__file__).parents[2]
 
@@ -117,6 +117,18 @@ def workers_of(parent: int) -> set[int]:
     return found
 
 
+def is_alive(pid: int) -> bool:
+    """Whether there is such a process, be it one that nobody has waited for."""
+    return Path(f"/proc/{pid}").exists()
+
+
+async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+    """Waits for it, and fails the test when it does not come."""
+    async with asyncio.timeout(seconds):
+        while not condition():  # noqa: ASYNC110 - another process makes it true
+            await asyncio.sleep(0.02)
+
+
 @asynccontextmanager
 async def _child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     clean: dict[str, Any] = {
@@ -124,12 +136,14 @@ async def _child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
         for name, value in os.environ.items()
         if not name.startswith("SECKILL_") or name == "SECKILL_REDIS_SERVER"
     }
+    # gunicorn leaves a socket to the garbage collector.
+    warnings = "error,ignore::ResourceWarning" if "serve" in arguments else "error"
     child = await asyncio.create_subprocess_exec(
         *(sys.executable, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=ROOT,
-        env=clean | {"PYTHONWARNINGS": "error", "PYTHONPATH": str(ROOT)},
+        env=clean | {"PYTHONWARNINGS": warnings, "PYTHONPATH": str(ROOT)},
     )
     try:
         yield child

@@ -23,7 +23,7 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import shard_keys
 from seckill.sale import Sale
-from seckill.server import create_app
+from seckill.server import create_app, problems
 from seckill.server.metrics import FAMILIES, LOOKS_MAX, SALES_MAX, SERIES_MAX, Metrics
 from seckill.server.samples import DEAD_MAX
 from seckill.server.settings import ApiKey, Settings
@@ -142,9 +142,41 @@ async def test_answers_and_orders(engine: Engine) -> None:
     assert now("seckill_answer_seconds_bucket", verb="show", le="0.001") == 1
     assert now("seckill_in_flight") == 7
     assert now("seckill_workers") == now("seckill_ready") == 1
+    assert (now("seckill_worker_starts_total"), now("seckill_worker_ends_total")) == (1, 0)
     assert now("seckill_cpu_seconds_total") > 0
     if sys.platform == "linux":
         assert now("seckill_resident_bytes") > 10_000_000
+
+
+@pytest.mark.usefixtures("mode")
+async def test_failures(engine: Engine) -> None:
+    """All of them from 0 on, because Prometheus misses the first of a series that begins at 1."""
+    known = {code for code, http in _all_kinds().items() if http >= 500}
+    assert {"internal", "busy", "outcome_unknown", "fenced", "gate_unavailable"} < known
+    async with started(engine) as metrics:
+        now = await scrape(metrics)
+        assert {
+            dict(at)["code"] for name, at in now.numbers if name == "seckill_failures_total"
+        } == known
+        assert now.sum("seckill_failures_total") == 0
+        assert now("seckill_orders_total", code="created") == 0
+        metrics.answered("reserve", "busy", 0.001)
+        metrics.answered("show", "busy", 0.001)
+        metrics.answered("show", "unknown_order", 0.001)
+        metrics.ordered(["busy", "created", "fenced"])
+        now = await scrape(metrics)
+    assert now("seckill_failures_total", code="busy") == 3
+    assert now("seckill_failures_total", code="fenced") == 1
+    assert now.sum("seckill_failures_total") == 4
+
+
+def _all_kinds() -> dict[str, int]:
+    """Every kind of answer that some module of the intake declares."""
+    kinds = list(problems.ANSWERS.values())
+    for module in list(sys.modules.values()):
+        if module.__name__.startswith("seckill.server"):
+            kinds += [value for value in vars(module).values() if isinstance(value, problems.Kind)]
+    return {kind.code: kind.http for kind in kinds}
 
 
 @pytest.mark.usefixtures("mode")
@@ -424,6 +456,7 @@ async def test_a_killed_worker_takes_no_numbers_with_it(workers: Workers) -> Non
     await asyncio.sleep(1.2)
     before = one.scrape()
     assert before("seckill_workers") == 2
+    assert before("seckill_worker_starts_total") == 2
     one.kill()
     (three,) = workers.start(1)
     for worker in (two, three):
@@ -438,6 +471,9 @@ async def test_a_killed_worker_takes_no_numbers_with_it(workers: Workers) -> Non
     assert after("seckill_orders_total", code="created") == 75
     assert after("seckill_workers") == 1
     assert after("seckill_in_flight") == 3
+    # One was killed and one has ended: started, but neither ended nor alive, is what has crashed.
+    assert after("seckill_worker_starts_total") == 3
+    assert after("seckill_worker_ends_total") == 1
 
 
 _DEAD = """

@@ -16,7 +16,7 @@ import signal
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -29,7 +29,7 @@ from seckill.engine import Engine
 from seckill.sale import Sale
 from seckill.verify import verify
 from tests.support import make_sale
-from tests.web.processes import ROOT, Serve, serve, workers_of
+from tests.web.processes import ROOT, Serve, is_alive, serve, until, workers_of
 
 BUYERS = 48
 
@@ -85,9 +85,7 @@ class Load:
     async def wait_for(self, answers: int) -> None:
         """Until there are so many more answers."""
         goal = self.answers + answers
-        async with asyncio.timeout(20):
-            while self.answers < goal:
-                await asyncio.sleep(0.01)
+        await until(lambda: self.answers >= goal)
 
     async def finish(self) -> None:
         self.stopping = True
@@ -114,11 +112,19 @@ async def two_workers(redis_server: EmbeddedServer, *more: str) -> AsyncIterator
         yield intake
 
 
-async def until_workers(parent: int, count: int, but: set[int]) -> set[int]:
-    async with asyncio.timeout(20):
-        while len(now := workers_of(parent)) != count or now & but:
-            await asyncio.sleep(0.02)
-    return now
+async def until_workers(parent: int, but: Iterable[int] = ()) -> set[int]:
+    """The two workers, once none of these is among them."""
+    await until(lambda: len(now := workers_of(parent)) == 2 and now.isdisjoint(but))
+    return workers_of(parent)
+
+
+def pid_of_server(data: Path) -> int:
+    return int((data / "server.lock").read_text().split()[1])
+
+
+def lead(entrance: Path, url: str) -> None:
+    entrance.unlink(missing_ok=True)
+    entrance.symlink_to(url.removeprefix("unix://"))
 
 
 async def stderr_of(intake: Serve) -> str:
@@ -132,10 +138,10 @@ async def test_a_worker_is_killed_under_load(redis_server: EmbeddedServer, sale:
         parent = intake.child.pid
         load = Load(intake, sale)
         await load.wait_for(500)
-        victim, survivor = sorted(workers_of(parent))
+        victim, survivor = sorted(await until_workers(parent))
         os.kill(victim, signal.SIGKILL)
         await load.wait_for(500)
-        now = await until_workers(parent, 2, {victim})
+        now = await until_workers(parent, {victim})
         await load.wait_for(200)
         await load.finish()
         assert survivor in now
@@ -195,13 +201,13 @@ async def test_a_key_is_replaced_under_load(
     write_config(config, redis_server.url, old)
     async with serve("--config", str(config), key=old) as intake:
         parent = intake.child.pid
-        first = workers_of(parent)
+        first = await until_workers(parent)
         load = Load(intake, sale)
         await load.wait_for(500)
         assert await asked_with(intake, new, sale) == 401
         write_config(config, redis_server.url, old, new)
         intake.signal(signal.SIGHUP)
-        second = await until_workers(parent, 2, first)
+        second = await until_workers(parent, first)
         await load.wait_for(500)
         assert await asked_with(intake, new, sale) == 404
         await load.finish()
@@ -209,7 +215,7 @@ async def test_a_key_is_replaced_under_load(
         # Not under load: whoever still used the old one would now be refused.
         write_config(config, redis_server.url, new)
         intake.signal(signal.SIGHUP)
-        await until_workers(parent, 2, second)
+        await until_workers(parent, second)
         assert await asked_with(intake, old, sale) == 401
         assert await asked_with(intake, new, sale) == 404
         await load.check(redis_server.url)
@@ -223,7 +229,7 @@ async def test_bad_settings_change_nothing(
     config, key = tmp_path / "seckill.toml", "sk_" + "o" * 40
     write_config(config, redis_server.url, key)
     async with serve("--config", str(config), key=key) as intake:
-        workers = workers_of(intake.child.pid)
+        workers = await until_workers(intake.child.pid)
         for text in (
             "[server]\nworkerz = 3\nport = 99999\n",
             "",
@@ -249,7 +255,7 @@ async def test_an_embedded_server_outlives_its_workers(tmp_path: Path) -> None:
     async with serve("--embedded", str(tmp_path), "--workers", "2", "--dev") as intake:
         sale = await open_sale(intake.url)
         assert (await intake.reserve(sale.id, "first")).http == 201
-        server = int((tmp_path / "server.lock").read_text().split()[1])
+        server = pid_of_server(tmp_path)
         os.kill(server, signal.SIGSTOP)
         waiting = [asyncio.create_task(intake.reserve(sale.id, f"b{n}")) for n in range(50)]
         await asyncio.sleep(0.3)
@@ -260,7 +266,7 @@ async def test_an_embedded_server_outlives_its_workers(tmp_path: Path) -> None:
         answers = await asyncio.gather(*waiting)
         assert [answer.http for answer in answers] == [201] * 50
         assert await intake.ended(10) == 0
-    assert not Path(f"/proc/{server}").exists()
+    assert not is_alive(server)
     with EmbeddedServer(tmp_path) as again:
         async with Engine(again.url, sweep_ms=0) as engine:
             assert (await engine.snapshot(sale.id)).orders == 51
@@ -268,19 +274,17 @@ async def test_an_embedded_server_outlives_its_workers(tmp_path: Path) -> None:
 
 async def test_the_parent_is_killed(tmp_path: Path) -> None:
     async with serve("--embedded", str(tmp_path), "--workers", "2", "--dev") as intake:
-        workers = workers_of(intake.child.pid)
-        server = int((tmp_path / "server.lock").read_text().split()[1])
+        workers = await until_workers(intake.child.pid)
+        server = pid_of_server(tmp_path)
         intake.signal(signal.SIGKILL)
-        async with asyncio.timeout(15):
-            while any(Path(f"/proc/{pid}").exists() for pid in (*workers, server)):
-                await asyncio.sleep(0.05)
-            await intake.child.communicate()
+        await until(lambda: not any(map(is_alive, (*workers, server))))
+        await intake.child.communicate()
 
 
 async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale: Sale) -> None:
     async with two_workers(redis_server) as intake:
         assert (await intake.reserve(sale.id, "first")).http == 201
-        workers = workers_of(intake.child.pid)
+        workers = await until_workers(intake.child.pid)
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
             waiting = asyncio.create_task(intake.reserve(sale.id, "second"))
@@ -292,7 +296,7 @@ async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale
             assert await intake.ended(2) == -signal.SIGTERM
             with pytest.raises(aiohttp.ClientConnectionError):
                 await waiting
-            assert not any(Path(f"/proc/{pid}").exists() for pid in workers)
+            assert not any(map(is_alive, workers))
         finally:
             os.kill(redis_server.pid, signal.SIGCONT)
 
@@ -300,32 +304,32 @@ async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale
 async def test_a_new_worker_waits_for_redis(sale: Sale, tmp_path: Path) -> None:
     """A worker dies while Redis is away. The other still answers, and the new one comes later."""
     with EmbeddedServer(tmp_path, appendfsync="no") as server:
-        # A path that stays the same over the restart.
-        entrance = Path(f"/tmp/seckill-test-{os.getpid()}.sock")  # noqa: S108 - paths of sockets are short
-        entrance.symlink_to(server.url.removeprefix("unix://"))
-        try:
-            options = ("--redis", f"unix://{entrance}", "--durability", "memory")
-            async with serve(*options, "--workers", "2", "--dev") as intake:
-                parent = intake.child.pid
-                victim, survivor = sorted(workers_of(parent))
-                server.stop()
-                os.kill(victim, signal.SIGKILL)
-                now = await until_workers(parent, 2, {victim})
-                assert survivor in now
-                assert (await intake.get("/healthz")).http == 200
-                await asyncio.sleep(0.8)
-                assert workers_of(parent) == now
-                server.start()
-                entrance.unlink()
-                entrance.symlink_to(server.url.removeprefix("unix://"))
-                os.kill(survivor, signal.SIGKILL)
-                async with asyncio.timeout(20):
-                    while (await intake.get("/readyz")).http != 200:
-                        await asyncio.sleep(0.05)
-                intake.signal(signal.SIGTERM)
-                assert "a new worker waits: no Redis answers there" in await stderr_of(intake)
-        finally:
-            entrance.unlink(missing_ok=True)
+        # A path that stays the same over the restart, and short, as those of sockets must be.
+        entrance = Path(f"/tmp/seckill-test-{os.getpid()}.sock")  # noqa: S108 - a link of our own
+        lead(entrance, server.url)
+        options = ("--redis", f"unix://{entrance}", "--durability", "memory", "--workers", "2")
+        async with serve(*options, "--dev") as intake:
+            parent = intake.child.pid
+            victim, survivor = sorted(await until_workers(parent))
+            server.stop()
+            os.kill(victim, signal.SIGKILL)
+            now = await until_workers(parent, {victim})
+            assert survivor in now
+            assert (await intake.get("/healthz")).http == 200
+            await asyncio.sleep(0.8)
+            assert workers_of(parent) == now
+            server.start()
+            lead(entrance, server.url)
+            # Now only the new one can answer.
+            os.kill(survivor, signal.SIGKILL)
+            assert (await intake.reserve(sale.id)).code == "unknown_sale"
+            intake.signal(signal.SIGTERM)
+            assert "a new worker waits: no Redis answers there" in await stderr_of(intake)
+        leave(entrance)
+
+
+def leave(entrance: Path) -> None:
+    entrance.unlink()
 
 
 async def start_fails(url: str, body: str) -> tuple[int, str]:

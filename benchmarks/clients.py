@@ -11,6 +11,7 @@ from itertools import count, cycle
 from pathlib import Path
 from statistics import quantiles
 from time import perf_counter
+from typing import cast
 from urllib.parse import urlsplit
 
 import msgspec
@@ -58,8 +59,8 @@ class Buyer(asyncio.Protocol):
         self.sent_s = 0.0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self.transport = transport
+        # uvloop's is one without being derived from it.
+        self.transport = cast("asyncio.Transport", transport)
         self.send()
 
     def send(self) -> None:

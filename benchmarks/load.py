@@ -54,7 +54,7 @@ def send(url: str, script: Script, file: Path, *, connections: int, seconds: int
     before = _children_s()
     done = subprocess.run(command, capture_output=True, text=True, timeout=60 + 2 * seconds)
     if done.returncode:
-        raise RuntimeError(f"{command[0]} failed: {done.stdout}{done.stderr}")
+        raise RuntimeError(f"{command[0]} failed: {done.stdout}{done.stderr[-500:]}")
     found = msgspec.json.decode(done.stdout.splitlines()[-1], type=Load)
     return msgspec.structs.replace(found, cpu_s=_children_s() - before)
 

@@ -16,6 +16,7 @@ connection waits for a request), ``_request_handler`` (what is called for each r
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 from asyncio import Future
 from collections import OrderedDict
@@ -24,14 +25,19 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from .listen import BACKLOG
+from .listen import address_of
 from .settings import Server
 
 __all__ = ["Connection", "Connections", "Runner"]
 
+_log = logging.getLogger("seckill.server")
+
 # How long idle connections are kept at the end for a request that may be on its way.
 LINGER_S: Final = 1.0
 POLL_S: Final = 0.05
+# More at a time is quicker, fewer are shared more evenly.
+ACCEPT_MAX: Final = 4
+PAUSE_S: Final = 1.0
 # What is still under way after ``drain_s`` gets this long to be cancelled in good order.
 CANCEL_S: Final = 0.5
 
@@ -224,6 +230,70 @@ def _is_stuck(connection: Connection, token: object) -> bool:
     return connection.stuck is token
 
 
+class Turns(web.BaseSite):
+    """Takes a few new connections at a time.
+
+    uvloop takes all that wait. When everybody connects in the same second, and several workers
+    listen on one socket, then one of them has all connections and the others have none.
+    """
+
+    def __init__(self, runner: web.AppRunner, sock: socket.socket, server: web.Server) -> None:
+        super().__init__(runner)
+        self._sock = sock
+        self._make = server
+        self._loop = asyncio.get_running_loop()
+        self._making: set[asyncio.Task[object]] = set()
+        self._pause: asyncio.TimerHandle | None = None
+
+    @property
+    def name(self) -> str:
+        """What a client connects to."""
+        return address_of(self._sock)
+
+    async def start(self) -> None:
+        """Part of web.BaseSite."""
+        await super().start()
+        self._listen()
+
+    async def stop(self) -> None:
+        """Part of web.BaseSite. The socket may go on listening in other processes."""
+        if self._pause is not None:
+            self._pause.cancel()
+        self._loop.remove_reader(self._sock)
+        self._sock.close()
+        await asyncio.gather(*self._making, return_exceptions=True)
+        await super().stop()
+
+    def _listen(self) -> None:
+        self._pause = None
+        self._loop.add_reader(self._sock, self._accept)
+
+    def _accept(self) -> None:
+        for _ in range(ACCEPT_MAX):
+            try:
+                sock, _ = self._sock.accept()
+            except (BlockingIOError, InterruptedError):
+                return  # Another worker was quicker.
+            except ConnectionAbortedError:
+                continue  # Its client was.
+            except OSError as error:
+                # No descriptors, or no memory: it would be so again at once.
+                _log.error("cannot take new connections for now: %s", error)
+                self._loop.remove_reader(self._sock)
+                self._pause = self._loop.call_later(PAUSE_S, self._listen)
+                return
+            sock.setblocking(False)
+            task = self._loop.create_task(self._connect(sock))
+            self._making.add(task)
+            task.add_done_callback(self._making.discard)
+
+    async def _connect(self, sock: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(self._make, sock)
+        except OSError:
+            sock.close()  # Its client has gone.
+
+
 class Runner(web.AppRunner):
     """Serves an application on sockets that listen already, and ends it in good order."""
 
@@ -237,8 +307,9 @@ class Runner(web.AppRunner):
     async def setup(self) -> None:
         """Starts the application, and takes requests."""
         await super().setup()
-        for sock in self._sockets:
-            await web.SockSite(self, sock, backlog=BACKLOG).start()
+        server = self.server
+        for sock in self._sockets if server else ():
+            await Turns(self, sock, server).start()
 
     async def cleanup(self) -> None:
         """Lets nobody new in, answers what is under way, then ends the application."""

@@ -28,13 +28,14 @@ from seckill.lane import SIZE_BOUNDS, TRIP_BOUNDS_S, Lane
 from seckill.snapshot import Snapshot
 from seckill.tally import Histogram
 
+from . import families
 from .gate import GATE_UNAVAILABLE
 from .jwks import KEYS_UNAVAILABLE
 from .problems import ANSWERS as KINDS
 from .problems import BUSY, RAISED
-from .samples import Alone, Family, Sample, Shared, Store, families
+from .samples import Alone, Sample, Shared, Store, as_metrics
 
-__all__ = ["CONTENT_TYPE", "FAMILIES", "Metrics"]
+__all__ = ["CONTENT_TYPE", "Metrics"]
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 
@@ -54,93 +55,10 @@ ANSWER_BOUNDS_S: Final = tuple(
     ms / 1000 for ms in (0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1_000, 2_500, 5_000, 10_000)
 )
 
-ANSWERS: Final = Family("seckill_answers", "counter", "Requests answered.", ("verb", "code"))
-ANSWER_SECONDS: Final = Family(
-    "seckill_answer_seconds",
-    "histogram",
-    "From a request's head being read to its answer being ready to send.",
-    ("verb",),
-)
-ORDERS: Final = Family(
-    "seckill_orders", "counter", "Orders asked for, alone or in a batch, by answer.", ("code",)
-)
-FAILURES: Final = Family(
-    "seckill_failures",
-    "counter",
-    "Requests, and orders of batches, answered 5xx; every code is there from the start.",
-    ("code",),
-)
-BATCH_ORDERS: Final = Family(
-    "seckill_batch_orders", "histogram", "Orders that reached Redis in one script call."
-)
-SCRIPT_SECONDS: Final = Family(
-    "seckill_script_seconds",
-    "histogram",
-    "From sending a batch to its answer: the socket, the script, the wait for Redis and its disk.",
-)
-LANE_DEPTH: Final = Family(
-    "seckill_lane_depth", "gauge", "Orders that wait to be sent to Redis.", workers="livesum"
-)
-LANE_FILL: Final = Family(
-    "seckill_lane_fill_ratio",
-    "gauge",
-    "How full the fullest lane is; at 1 orders are answered 503 overloaded.",
-    workers="livemax",
-)
-IN_FLIGHT: Final = Family(
-    "seckill_in_flight", "gauge", "Requests that wait for their answer.", workers="livesum"
-)
-READY: Final = Family(
-    "seckill_ready", "gauge", "1 if every worker would answer /readyz with 200.", workers="livemin"
-)
-WORKERS: Final = Family(
-    "seckill_workers", "gauge", "Processes that take requests.", workers="livesum"
-)
-WORKER_STARTS: Final = Family("seckill_worker_starts", "counter", "Workers there ever were.")
-WORKER_ENDS: Final = Family(
-    "seckill_worker_ends", "counter", "Workers that ended in good order, with all answers given."
-)
-LOOP_LAG: Final = Family(
-    "seckill_loop_lag_seconds",
-    "histogram",
-    "How late a worker woke up, asked once a second: it has more to do than it can.",
-)
-CPU: Final = Family("seckill_cpu_seconds", "counter", "Processor time of all workers.")
-MEMORY: Final = Family(
-    "seckill_resident_bytes", "gauge", "Memory of all workers.", workers="livesum"
-)
-SALE_UNITS: Final = Family(
-    "seckill_sale_units", "gauge", "Units of a sale, over all its SKUs.", ("sale", "state")
-)
-SALE_ORDERS: Final = Family("seckill_sale_orders", "counter", "Orders ever accepted.", ("sale",))
-SALE_PHASE: Final = Family(
-    "seckill_sale_phase", "gauge", "1 for the phase a sale is in.", ("sale", "phase")
-)
-
-FAMILIES: Final = (
-    *(ANSWERS, ANSWER_SECONDS, ORDERS, FAILURES),
-    *(BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
-    *(IN_FLIGHT, READY, WORKERS, WORKER_STARTS, WORKER_ENDS, LOOP_LAG, CPU, MEMORY),
-    *(SALE_UNITS, SALE_ORDERS, SALE_PHASE),
-)
-
 # Prometheus does not see the first of a series that begins with it, so what alerts and graphs look
 # for begins at 0.
-_FAILED: Final = tuple(
-    sorted(
-        {
-            kind.code
-            for kind in (
-                *KINDS.values(),
-                *RAISED.values(),
-                BUSY,
-                GATE_UNAVAILABLE,
-                KEYS_UNAVAILABLE,
-            )
-            if kind.http >= 500
-        }
-    )
-)
+_KINDS: Final = (*KINDS.values(), *RAISED.values(), BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE)
+_FAILED: Final = tuple(sorted({kind.code for kind in _KINDS if kind.http >= 500}))
 _ORDERED: Final = ("created", "sold_out")
 
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
@@ -272,32 +190,34 @@ class Metrics:
         orders.update(self._orders)
         failed = Counter({code: self._orders[code] for code in _FAILED})
         for (verb, code), answers in self._answers.items():
-            yield Sample(ANSWERS, (verb, code), answers.count)
+            yield Sample(families.ANSWERS, (verb, code), answers.count)
             if verb == RESERVE:
                 orders[code] += answers.count
             if code in failed:
                 failed[code] += answers.count
         for verb, seconds in self._seconds.items():
-            yield Sample(ANSWER_SECONDS, (verb,), seconds)
+            yield Sample(families.ANSWER_SECONDS, (verb,), seconds)
         for code, count in orders.items():
-            yield Sample(ORDERS, (code,), count)
+            yield Sample(families.ORDERS, (code,), count)
         for code, count in failed.items():
-            yield Sample(FAILURES, (code,), count)
+            yield Sample(families.FAILURES, (code,), count)
         lanes = self._engine.lanes().values()
         self._read(lanes)
-        yield Sample(BATCH_ORDERS, (), self._batch_orders)
-        yield Sample(SCRIPT_SECONDS, (), self._script_s)
-        yield Sample(LANE_DEPTH, (), sum(lane.depth for lane in lanes))
-        yield Sample(LANE_FILL, (), max((lane.depth / lane.depth_max for lane in lanes), default=0))
-        yield Sample(IN_FLIGHT, (), self._in_flight())
-        yield Sample(READY, (), self._is_ready)
-        yield Sample(WORKERS, (), 1)
-        yield Sample(WORKER_STARTS, (), 1)
-        yield Sample(WORKER_ENDS, (), self._ended)
-        yield Sample(LOOP_LAG, (), self._loop_lag_s)
-        yield Sample(CPU, (), time.process_time())
+        yield Sample(families.BATCH_ORDERS, (), self._batch_orders)
+        yield Sample(families.SCRIPT_SECONDS, (), self._script_s)
+        yield Sample(families.LANE_DEPTH, (), sum(lane.depth for lane in lanes))
+        yield Sample(
+            families.LANE_FILL, (), max((lane.depth / lane.depth_max for lane in lanes), default=0)
+        )
+        yield Sample(families.IN_FLIGHT, (), self._in_flight())
+        yield Sample(families.READY, (), self._is_ready)
+        yield Sample(families.WORKERS, (), 1)
+        yield Sample(families.WORKER_STARTS, (), 1)
+        yield Sample(families.WORKER_ENDS, (), self._ended)
+        yield Sample(families.LOOP_LAG, (), self._loop_lag_s)
+        yield Sample(families.CPU, (), time.process_time())
         if _STATM.exists():
-            yield Sample(MEMORY, (), int(_STATM.read_text().split()[1]) * _PAGE_BYTES)
+            yield Sample(families.MEMORY, (), int(_STATM.read_text().split()[1]) * _PAGE_BYTES)
 
     def _read(self, lanes: Iterable[Lane]) -> None:
         """Adds what the lanes counted since the last time. A lane goes when its sale is made anew,
@@ -330,7 +250,7 @@ class _Sales:
                         found = await self._snapshots()
                 except (SeckillError, TimeoutError):
                     found = []
-                self._found = families(_sale_samples(found))
+                self._found = as_metrics(_sale_samples(found))
                 self._fresh_until_s = monotonic() + LOOK_S
         return self._found
 
@@ -358,9 +278,9 @@ def _sale_samples(snapshots: Iterable[Snapshot]) -> Iterator[Sample]:
     for now in snapshots:
         for state in ("available", "held", "confirmed"):
             units = sum(getattr(stock, state) for stock in now.stock.values())
-            yield Sample(SALE_UNITS, (now.sale, state), units)
-        yield Sample(SALE_ORDERS, (now.sale,), now.orders)
-        yield Sample(SALE_PHASE, (now.sale, now.phase.replace(" ", "_")), 1)
+            yield Sample(families.SALE_UNITS, (now.sale, state), units)
+        yield Sample(families.SALE_ORDERS, (now.sale,), now.orders)
+        yield Sample(families.SALE_PHASE, (now.sale, now.phase.replace(" ", "_")), 1)
 
 
 def _grown(into: Histogram, source: Histogram, before: _Seen | None) -> _Seen:

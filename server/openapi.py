@@ -73,6 +73,13 @@ _BUYER: Final = {
     "description": "The buyer in whose name the mall's backend asks; not with a user token.",
     "schema": {"type": "string", "pattern": _OPAQUE},
 }
+_PROOF: Final = {
+    "name": gate.PROOF_HEADER,
+    "in": "header",
+    "required": False,
+    "description": "The solved challenge, where a proof of work is asked for.",
+    "schema": {"type": "string", "maxLength": gate.PROOF_CHARS_MAX},
+}
 _KNOWN_TAG: Final = {
     "name": "If-None-Match",
     "in": "header",
@@ -221,6 +228,8 @@ def _parameters(path: str, operation: Operation) -> list[Mapping[str, Any]]:
         found.append(_KEY)
     if operation.who == "user":
         found.append(_BUYER)
+    if problems.PROOF_REQUIRED in operation.kinds:
+        found.append(_PROOF)
     if operation.cached:
         found.append(_KNOWN_TAG)
     return found

@@ -79,6 +79,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             found.append(problems.RATE_LIMITED)
         if self.who == "user":
             found.append(problems.INVALID_INPUT)
+            if self.keyed:
+                found.append(problems.BUYER_REQUIRED)
         if self.keyed:
             found += [problems.KEY_REQUIRED, problems.INVALID_INPUT]
         if self.body is not None:

@@ -27,7 +27,7 @@ from prometheus_client.utils import floatToGoString
 
 from seckill.tally import Histogram
 
-__all__ = ["Alone", "Family", "Sample", "Shared", "Store", "families"]
+__all__ = ["Alone", "Family", "Sample", "Shared", "Store", "as_metrics"]
 
 Kind = Literal["counter", "gauge", "histogram"]
 
@@ -78,7 +78,7 @@ class Alone:
 
     def write(self, samples: Iterable[Sample]) -> None:
         """Part of Store."""
-        self._metrics = families(samples)
+        self._metrics = as_metrics(samples)
 
     def collect(self) -> Iterable[Metric]:
         """Part of Store."""
@@ -183,7 +183,7 @@ def _making(path: Path, kind: str) -> Iterator[MmapedDict]:
     making.rename(path)
 
 
-def families(samples: Iterable[Sample]) -> list[Metric]:
+def as_metrics(samples: Iterable[Sample]) -> list[Metric]:
     """The samples of one process as prometheus_client shows them."""
     found: dict[str, Metric] = {}
     for sample in samples:

@@ -114,8 +114,8 @@ class Shop:
         body = _body(items)
         head = (
             f"POST {self._path} HTTP/1.1\r\nHost: {self._host}\r\n"
-            f"Authorization: {self._proof(buyer)}\r\nIdempotency-Key: {key}\r\nContent-Type: application/json\r\n"
-            f"Content-Length: {len(body)}\r\n\r\n"
+            f"Authorization: {self._proof(buyer)}\r\nIdempotency-Key: {key}\r\n"
+            f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
         )
         try:
             _, writer = await asyncio.open_connection(self._host, self._port)

@@ -118,8 +118,11 @@ def workers_of(parent: int) -> set[int]:
 
 
 def is_alive(pid: int) -> bool:
-    """Whether there is such a process, be it one that nobody has waited for."""
-    return Path(f"/proc/{pid}").exists()
+    """Whether there is such a process; one that only waits to be reaped is not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
 
 
 async def until(condition: Callable[[], bool], seconds: float = 20) -> None:

@@ -24,7 +24,8 @@ from seckill.engine import Engine
 from seckill.keys import shard_keys
 from seckill.sale import Sale
 from seckill.server import create_app, problems
-from seckill.server.metrics import FAMILIES, LOOKS_MAX, SALES_MAX, SERIES_MAX, Metrics
+from seckill.server.families import FAMILIES
+from seckill.server.metrics import LOOKS_MAX, SALES_MAX, SERIES_MAX, Metrics
 from seckill.server.samples import DEAD_MAX
 from seckill.server.settings import ApiKey, Settings
 from tests.support import async_client, make_sale

@@ -35,21 +35,20 @@ function handle(event) {
 const server = http.createServer((request, response) => {
   const chunks = [];
   let size = 0;
-  request.on("data", (chunk) => {
-    size += chunk.length;
-    if (size <= BODY_BYTES_MAX) chunks.push(chunk);
-  });
+  request.on("data", (chunk) => (size += chunk.length) <= BODY_BYTES_MAX && chunks.push(chunk));
   request.on("end", () => {
     const body = Buffer.concat(chunks);
     if (!isGenuine(request.headers["seckill-signature"] ?? "", body)) {
       return response.writeHead(401).end();
     }
-    const event = JSON.parse(body);
-    if (!seen.has(event.id)) { // From the body: the headers are not signed.
-      handle(event);
+    try {
+      const event = JSON.parse(body);
+      if (!seen.has(event.id)) handle(event); // From the body: the headers are not signed.
       seen.add(event.id);
+      response.writeHead(204).end();
+    } catch (error) {
+      response.writeHead(500).end(); // It comes again.
     }
-    response.writeHead(204).end();
   });
 });
 server.requestTimeout = 10_000;

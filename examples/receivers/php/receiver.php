@@ -31,6 +31,7 @@ function handle(array $event): void
     file_put_contents('php://stdout', "handled {$event['id']} {$event['kind']}\n");
 }
 
+http_response_code(500); // Until it is done: after an error PHP may otherwise answer 200.
 $body = (string) file_get_contents('php://input', false, null, 0, BODY_BYTES_MAX);
 if (!is_genuine($_SERVER['HTTP_SECKILL_SIGNATURE'] ?? '', $body)) {
     http_response_code(401);

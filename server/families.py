@@ -1,0 +1,102 @@
+"""Every metric there is: its name, its meaning, its labels, and how the gauges of several workers
+become one. docs/observability.md says how to read them.
+"""
+
+from __future__ import annotations
+
+from typing import Final
+
+from .samples import Family
+
+__all__ = [
+    "ANSWERS",
+    "ANSWER_SECONDS",
+    "BATCH_ORDERS",
+    "CPU",
+    "FAILURES",
+    "FAMILIES",
+    "IN_FLIGHT",
+    "LANE_DEPTH",
+    "LANE_FILL",
+    "LOOP_LAG",
+    "MEMORY",
+    "ORDERS",
+    "READY",
+    "SALE_ORDERS",
+    "SALE_PHASE",
+    "SALE_UNITS",
+    "SCRIPT_SECONDS",
+    "WORKERS",
+    "WORKER_ENDS",
+    "WORKER_STARTS",
+]
+
+ANSWERS: Final = Family("seckill_answers", "counter", "Requests answered.", ("verb", "code"))
+ANSWER_SECONDS: Final = Family(
+    "seckill_answer_seconds",
+    "histogram",
+    "From a request's head being read to its answer being ready to send.",
+    ("verb",),
+)
+ORDERS: Final = Family(
+    "seckill_orders", "counter", "Orders asked for, alone or in a batch, by answer.", ("code",)
+)
+FAILURES: Final = Family(
+    "seckill_failures",
+    "counter",
+    "Requests, and orders of batches, answered 5xx; every code is there from the start.",
+    ("code",),
+)
+BATCH_ORDERS: Final = Family(
+    "seckill_batch_orders", "histogram", "Orders that reached Redis in one script call."
+)
+SCRIPT_SECONDS: Final = Family(
+    "seckill_script_seconds",
+    "histogram",
+    "From sending a batch to its answer: the socket, the script, the wait for Redis and its disk.",
+)
+LANE_DEPTH: Final = Family(
+    "seckill_lane_depth", "gauge", "Orders that wait to be sent to Redis.", workers="livesum"
+)
+LANE_FILL: Final = Family(
+    "seckill_lane_fill_ratio",
+    "gauge",
+    "How full the fullest lane is; at 1 orders are answered 503 overloaded.",
+    workers="livemax",
+)
+IN_FLIGHT: Final = Family(
+    "seckill_in_flight", "gauge", "Requests that wait for their answer.", workers="livesum"
+)
+READY: Final = Family(
+    "seckill_ready", "gauge", "1 if every worker would answer /readyz with 200.", workers="livemin"
+)
+WORKERS: Final = Family(
+    "seckill_workers", "gauge", "Processes that take requests.", workers="livesum"
+)
+WORKER_STARTS: Final = Family("seckill_worker_starts", "counter", "Workers there ever were.")
+WORKER_ENDS: Final = Family(
+    "seckill_worker_ends", "counter", "Workers that ended in good order, with all answers given."
+)
+LOOP_LAG: Final = Family(
+    "seckill_loop_lag_seconds",
+    "histogram",
+    "How late a worker woke up, asked once a second: it has more to do than it can.",
+)
+CPU: Final = Family("seckill_cpu_seconds", "counter", "Processor time of all workers.")
+MEMORY: Final = Family(
+    "seckill_resident_bytes", "gauge", "Memory of all workers.", workers="livesum"
+)
+SALE_UNITS: Final = Family(
+    "seckill_sale_units", "gauge", "Units of a sale, over all its SKUs.", ("sale", "state")
+)
+SALE_ORDERS: Final = Family("seckill_sale_orders", "counter", "Orders ever accepted.", ("sale",))
+SALE_PHASE: Final = Family(
+    "seckill_sale_phase", "gauge", "1 for the phase a sale is in.", ("sale", "phase")
+)
+
+FAMILIES: Final = (
+    *(ANSWERS, ANSWER_SECONDS, ORDERS, FAILURES),
+    *(BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
+    *(IN_FLIGHT, READY, WORKERS, WORKER_STARTS, WORKER_ENDS, LOOP_LAG, CPU, MEMORY),
+    *(SALE_UNITS, SALE_ORDERS, SALE_PHASE),
+)

@@ -318,7 +318,7 @@ def _costs(label: str, way: _Way, parts: Sequence[_Slice]) -> Iterator[Row]:
     who = {"the server": [part.server_cpu_s for part in parts]}
     if way.who != NOOP:
         who["Redis"] = [part.redis_cpu_s for part in parts]
-    who[generator().partition(" ")[0]] = [part.load.cpu_s for part in parts]
+    who["the load"] = [part.load.cpu_s for part in parts]
     for name, spent_s in who.items():
         values = [s / part.orders * 10_000 for s, part in zip(spent_s, parts, strict=True)]
         yield Row.of(NAME, label, f"CPU of {name}, {_of(way)}", "s/10k orders", values)
@@ -334,7 +334,7 @@ def _of(way: _Way) -> str:
 def _times(parts: Sequence[_Slice]) -> str:
     p50_ms = median(part.load.p50_ms for part in parts)
     p99_ms = median(part.load.p99_ms for part in parts)
-    return f"p50 {p50_ms:.1f}, p99 {p99_ms:.1f} ms by {generator()}"
+    return f"{generator()}: p50 {p50_ms:.1f}, p99 {p99_ms:.1f} ms"
 
 
 def _ratios(above: Sequence[_Slice], below: Sequence[_Slice]) -> list[float]:

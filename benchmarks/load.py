@@ -39,7 +39,7 @@ class Load(msgspec.Struct, frozen=True):
 
 def generator() -> str:
     """Who sends the requests."""
-    return "wrk" if shutil.which("wrk") else "our own asyncio client (wrk is not installed)"
+    return "wrk" if shutil.which("wrk") else "our asyncio client, for want of wrk"
 
 
 def send(url: str, script: Script, file: Path, *, connections: int, seconds: int) -> Load:

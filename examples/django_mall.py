@@ -81,19 +81,19 @@ def answer(outcome: Outcome) -> HttpResponse:
 
 
 @require_POST
-def login(request: WSGIRequest) -> HttpResponse:
-    response = HttpResponse()
+def login(request: WSGIRequest, code: str) -> HttpResponse:
+    response = HttpResponse(status=204)
     # Stands for WeChat's code2session and your members.
-    response.set_signed_cookie("buyer", json.loads(request.body)["code"], httponly=True)
+    response.set_signed_cookie("buyer", code, httponly=True)
     return response
 
 
 @require_POST
-def buy(request: WSGIRequest) -> HttpResponse:
+def buy(request: WSGIRequest, sku: str) -> HttpResponse:
     if not (buyer := buyer_of(request)):
         return HttpResponse(status=401)
     key = request.headers.get("Idempotency-Key", "")  # The page makes one up for each wish.
-    return answer(engine.reserve(SALE, buyer, key, {json.loads(request.body)["sku"]: 1}))
+    return answer(engine.reserve(SALE, buyer, key, {sku: 1}))
 
 
 @require_POST
@@ -131,8 +131,8 @@ def show(request: WSGIRequest, order: str) -> HttpResponse:
 
 
 urlpatterns = [
-    path("login", login),
-    path("orders", buy),
+    path("login/<code>", login),
+    path("buy/<sku>", buy),
     path("orders/<order>", show),
     path("orders/<order>/pay", pay),
     path("wxpay/notify", paid),

@@ -1,4 +1,4 @@
-"""A mall on FastAPI: on asyncio, so it uses the engine itself. Each process hands on events as well.
+"""A mall on FastAPI: on asyncio, so it awaits the engine itself. Each process hands on events, too.
 
 export SECKILL_REDIS=redis://127.0.0.1:6379/0 MALL_SECRET=$(openssl rand -hex 32)
 seckill sale create examples/evening-sale.toml --open --now
@@ -19,7 +19,6 @@ from typing import Annotated
 import jwt
 from fastapi import Depends, FastAPI, Header, HTTPException, Request
 from fastapi.responses import JSONResponse, Response
-from pydantic import BaseModel
 
 from seckill import Engine, Event, InvalidInput, Outcome, SeckillError, Status
 
@@ -42,14 +41,6 @@ async def running(app: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=running)
-
-
-class Login(BaseModel):
-    code: str
-
-
-class Wanted(BaseModel):
-    sku: str
 
 
 def buyer_of(authorization: Annotated[str, Header()] = "") -> str:
@@ -77,19 +68,17 @@ async def not_now(request: Request, error: SeckillError) -> JSONResponse:
     return JSONResponse({"error": "busy, please repeat"}, 503, {"Retry-After": "1"})
 
 
-@app.post("/login")
-async def login(login: Login) -> dict[str, str]:
+@app.post("/login/{code}")
+async def login(code: str) -> dict[str, str]:
     # Stands for WeChat's code2session and your members.
-    claims = {"sub": login.code, "exp": int(time.time()) + 7200}
+    claims = {"sub": code, "exp": int(time.time()) + 7200}
     return {"token": jwt.encode(claims, SECRET, "HS256")}
 
 
-@app.post("/orders")
-async def buy(
-    wanted: Wanted, buyer: Buyer, idempotency_key: Annotated[str, Header()]
-) -> JSONResponse:
+@app.post("/buy/{sku}")
+async def buy(sku: str, buyer: Buyer, idempotency_key: Annotated[str, Header()]) -> JSONResponse:
     # The page makes up a new key for each wish, and sends the same with each retry.
-    return answer(await engine.reserve(SALE, buyer, idempotency_key, {wanted.sku: 1}))
+    return answer(await engine.reserve(SALE, buyer, idempotency_key, {sku: 1}))
 
 
 @app.post("/orders/{order}/pay")

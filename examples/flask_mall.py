@@ -55,16 +55,16 @@ def not_now(error: SeckillError) -> tuple[dict[str, str], int, dict[str, str]]:
     return {"error": "busy, please repeat"}, 503, {"Retry-After": "1"}
 
 
-@app.post("/login")
-def login() -> dict[str, str]:
-    session["buyer"] = request.json["code"]  # Stands for WeChat's code2session and your members.
-    return session
+@app.post("/login/<code>")
+def login(code: str) -> tuple[str, int]:
+    session["buyer"] = code  # Stands for WeChat's code2session and your members.
+    return "", 204
 
 
-@app.post("/orders")
-def buy() -> tuple[Response, int]:
+@app.post("/buy/<sku>")
+def buy(sku: str) -> tuple[Response, int]:
     key = request.headers.get("Idempotency-Key", "")  # The page makes one up for each wish.
-    return answer(engine.reserve(SALE, buyer(), key, {request.json["sku"]: 1}))
+    return answer(engine.reserve(SALE, buyer(), key, {sku: 1}))
 
 
 @app.post("/orders/<order>/pay")

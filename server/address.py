@@ -55,7 +55,7 @@ class Addresses:
         client, trusted = self._read(peer or UNIX)
         forwarded = request.headers.getall(_FORWARDED, ()) if trusted else ()
         if forwarded:
-            for entry in reversed(",".join(forwarded).rsplit(",", HOPS_MAX)[-HOPS_MAX:]):
+            for entry in reversed(",".join(forwarded).rsplit(",", HOPS_MAX)):
                 address, trusted = self._read(entry.strip(" \t")[:ENTRY_CHARS_MAX])
                 if not address or address == UNIX:
                     break

@@ -308,8 +308,9 @@ class Runner(web.AppRunner):
         """Starts the application, and takes requests."""
         await super().setup()
         server = self.server
-        for sock in self._sockets if server else ():
-            await Turns(self, sock, server).start()
+        if server is not None:
+            for sock in self._sockets:
+                await Turns(self, sock, server).start()
 
     async def cleanup(self) -> None:
         """Lets nobody new in, answers what is under way, then ends the application."""

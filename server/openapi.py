@@ -5,7 +5,7 @@ structs they name. Nothing in it is written a second time.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from inspect import getdoc
 from math import inf
@@ -22,7 +22,7 @@ from .problems import ANSWERS, Kind
 from .reply import JSON, PROBLEM
 from .wire import ProblemDocument
 
-__all__ = ["ROUTES", "describe", "every_kind"]
+__all__ = ["MAX_AGE_S", "ROUTES", "describe", "every_kind", "made"]
 
 MAX_AGE_S: Final = 60
 
@@ -291,7 +291,22 @@ def _ref(struct: type) -> dict[str, Any]:
     return {"$ref": f"{_SCHEMAS}{struct.__name__}"}
 
 
-_PAGES: Final[WeakKeyDictionary[web.Application, Page]] = WeakKeyDictionary()
+Render = Callable[[dict[str, Any], str], bytes]
+"""Makes a page of the document and the prefix of all its paths."""
+
+_PAGES: Final[WeakKeyDictionary[web.Application, dict[Render, Page]]] = WeakKeyDictionary()
+
+
+def made(request: web.Request, render: Render, path: str) -> Page:
+    """What ``render`` makes of the description, once for each application. ``path`` is the page's
+    own, without the prefix."""
+    pages = _PAGES.setdefault(request.app, {})
+    page = pages.get(render)
+    if page is None:
+        prefix = request.path.removesuffix(path)
+        body = render(describe(request.app.router.routes(), prefix), prefix)
+        page = pages[render] = Page(fresh_until_s=inf, body=body, etag=etag_of(body))
+    return page
 
 
 @Operation(
@@ -303,12 +318,11 @@ _PAGES: Final[WeakKeyDictionary[web.Application, Page]] = WeakKeyDictionary()
 )
 async def description(request: web.Request) -> web.Response:
     """Shows this description of the API. For everybody."""
-    page = _PAGES.get(request.app)
-    if page is None:
-        prefix = request.path.removesuffix("/openapi.json")
-        body = msgspec.json.encode(describe(request.app.router.routes(), prefix))
-        page = _PAGES[request.app] = Page(fresh_until_s=inf, body=body, etag=etag_of(body))
-    return page_reply(request, page, MAX_AGE_S)
+    return page_reply(request, made(request, _encoded, "/openapi.json"), MAX_AGE_S)
+
+
+def _encoded(document: dict[str, Any], prefix: str) -> bytes:
+    return msgspec.json.encode(document)
 
 
 ROUTES: Final = (web.get("/openapi.json", description),)

@@ -53,8 +53,8 @@ encode: Final = msgspec.json.Encoder().encode
 class OrderLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """Units of one SKU."""
 
-    sku: Annotated[str, Meta(min_length=1, max_length=40)]
-    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX)]
+    sku: Annotated[str, Meta(min_length=1, max_length=40, examples=["MUG"])]
+    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX, examples=[1])]
 
 
 class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -68,14 +68,14 @@ class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=F
 class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Money has arrived: ``payment`` is the payment's own id."""
 
-    payment: Annotated[str, Meta(min_length=1, max_length=64)]
+    payment: Annotated[str, Meta(min_length=1, max_length=64, examples=["4200001234202611280001"])]
 
 
 class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The money goes back: ``refund`` is the refund's own id. ``return_units`` puts the units on
     sale again, else they leave the sale; ``return_limit`` lets the buyer buy as many again."""
 
-    refund: Annotated[str, Meta(min_length=1, max_length=64)]
+    refund: Annotated[str, Meta(min_length=1, max_length=64, examples=["refund-1"])]
     return_units: bool
     return_limit: bool
 
@@ -83,14 +83,14 @@ class RefundRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """One buyer's wish in a batch: what a single order says in its path, headers and body."""
 
-    buyer: Annotated[str, Meta(min_length=1, max_length=64)]
-    key: Annotated[str, Meta(min_length=1, max_length=64)]
+    buyer: Annotated[str, Meta(min_length=1, max_length=64, examples=["buyer-7"])]
+    key: Annotated[str, Meta(min_length=1, max_length=64, examples=["cart-81"])]
     items: Annotated[list[OrderLine], Meta(min_length=1, max_length=ITEMS_MAX)]
     attrs: Annotated[str, Meta(max_length=ATTRS_BYTES_MAX)] = ""
 
 
 class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """Orders of many buyers. They are decided in this order."""
+    """Orders of many buyers, decided at about the same time and not always in this order."""
 
     orders: Annotated[list[BatchOrder], Meta(min_length=1, max_length=BATCH_MAX)]
 

@@ -39,10 +39,10 @@ class ItemRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One SKU of a new sale. A list price comes with what it is, or not at all
     (明码标价和禁止价格欺诈规定). A limit of 0 is none."""
 
-    sku: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_.-]{1,40}$")]
-    title: Annotated[str, Meta(min_length=1, max_length=_TITLE_MAX)]
-    price_fen: Annotated[int, Meta(ge=0, le=PRICE_FEN_MAX)]
-    total: Annotated[int, Meta(ge=0, le=TOTAL_MAX)]
+    sku: Annotated[str, Meta(pattern=r"^[0-9A-Za-z_.-]{1,40}$", examples=["MUG"])]
+    title: Annotated[str, Meta(min_length=1, max_length=_TITLE_MAX, examples=["青瓷马克杯"])]
+    price_fen: Annotated[int, Meta(ge=0, le=PRICE_FEN_MAX, examples=[4_900])]
+    total: Annotated[int, Meta(ge=0, le=TOTAL_MAX, examples=[100])]
     list_price_fen: Annotated[int, Meta(ge=0, le=PRICE_FEN_MAX)] | None = None
     list_price_basis: Annotated[str, Meta(min_length=1, max_length=_BASIS_MAX)] | None = None
     limit_per_buyer: Annotated[int, Meta(ge=0, le=LIMIT_MAX)] = 1
@@ -52,9 +52,9 @@ class SaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A new sale: the keys of a sale file. Its id is the path's. Times have an offset, as in
     2026-11-28T20:00:00+08:00; limits of 0 are none."""
 
-    title: Annotated[str, Meta(min_length=1, max_length=_TITLE_MAX)]
-    opens_at: Annotated[datetime, Meta(tz=True)]
-    ends_at: Annotated[datetime, Meta(tz=True)]
+    title: Annotated[str, Meta(min_length=1, max_length=_TITLE_MAX, examples=["今晚八点"])]
+    opens_at: Annotated[datetime, Meta(tz=True, examples=["2026-11-28T20:00:00+08:00"])]
+    ends_at: Annotated[datetime, Meta(tz=True, examples=["2026-11-28T22:00:00+08:00"])]
     items: Annotated[list[ItemRequest], Meta(min_length=1, max_length=ITEMS_MAX)]
     hold_ms: Annotated[int, Meta(ge=TIMEOUT_MS_MIN, le=TIMEOUT_MS_MAX)] = 900_000
     pay_ms: Annotated[int, Meta(ge=TIMEOUT_MS_MIN, le=TIMEOUT_MS_MAX)] = 900_000
@@ -66,14 +66,14 @@ class SaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``reason`` is for the merchant; buyers are not shown it."""
 
-    reason: Annotated[str, Meta(max_length=REASON_MAX)] = ""
+    reason: Annotated[str, Meta(max_length=REASON_MAX, examples=["checking the stock"])] = ""
 
 
 class StockRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Units to add to a SKU, or to take away when negative; not 0."""
 
-    sku: Annotated[str, Meta(min_length=1, max_length=40)]
-    units: Annotated[int, Meta(ge=-TOTAL_MAX, le=TOTAL_MAX)]
+    sku: Annotated[str, Meta(min_length=1, max_length=40, examples=["MUG"])]
+    units: Annotated[int, Meta(ge=-TOTAL_MAX, le=TOTAL_MAX, examples=[50])]
 
 
 class SaleOutcomeDocument(msgspec.Struct, frozen=True):

@@ -25,30 +25,23 @@ import signal
 import socket
 import sys
 import tempfile
-import time
-import traceback
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any, Final
 
 import msgspec
-from aiohttp import web
-from aiohttp.worker import GunicornUVLoopWebWorker
 from gunicorn.app.base import BaseApplication  # type: ignore[import-untyped]
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
 from seckill.embedded import EmbeddedServer, running_url
-from seckill.engine import Engine
 from seckill.errors import InvalidInput, SeckillError
 from seckill.redis import ServerFacts
 
 from . import log, settings
-from .app import create_app
-from .connection import Runner
 from .listen import BACKLOG, address_of, listen_tcp, listen_unix
 from .settings import Settings
+from .worker import BOOT_ERROR, Worker, bug_line, engine_on
 
 __all__ = ["Running", "serve"]
 
@@ -58,7 +51,6 @@ _log = logging.getLogger("seckill.server")
 CLOSE_S: Final = 5.0
 # A worker whose event loop stood still for so long is killed and replaced.
 STILL_S: Final = 30
-RETRY_S: Final = 0.5
 MESSAGE_BYTES_MAX: Final = 4_000
 _TOLD: Final = ("Reason: %s", "Shutting down: %s")
 _ENDS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT)
@@ -76,10 +68,10 @@ class Running(msgspec.Struct, frozen=True):
 def serve(read: Callable[[], Settings], on_ready: Callable[[Running], None]) -> None:
     """Serves until SIGTERM or SIGINT. Only for the main thread of a process of its own.
 
-    ``read`` gives the settings, now and at each SIGHUP. ``on_ready`` is called once connections are
-    taken. Raises what ``read`` raises, InvalidInput for settings that nobody could get in with, and
-    SeckillError when the address can't be had, the server of sales is not fit, or a worker can't
-    start.
+    ``read`` gives the settings, now and at each SIGHUP. ``on_ready`` is called once all workers
+    take requests. Raises what ``read`` raises, InvalidInput for settings that nobody could get in
+    with, and SeckillError when the address can't be had, the server of sales is not fit, or a
+    worker can't start.
     """
     current = read()
     check_proof(current)
@@ -92,10 +84,8 @@ def serve(read: Callable[[], Settings], on_ready: Callable[[Running], None]) -> 
         stack.callback(sock.close)
         url = stack.enter_context(_sales_server(current.redis))
         facts = _check(url, current.redis)
-        address = address_of(sock)
-        service = Service(read, current, url, sock.detach())
-        on_ready(Running(address, url, facts, current))
-        service.run()
+        running = Running(address_of(sock), url, facts, current)
+        Service(read, current, url, sock.detach(), lambda: on_ready(running)).run()
 
 
 def check_proof(current: Settings) -> None:
@@ -142,21 +132,11 @@ def _sales_server(redis: settings.Redis) -> Iterator[str]:
             yield server.url
 
 
-def _engine(url: str, redis: settings.Redis, **options: Any) -> Engine:
-    return Engine(
-        url,
-        durability=redis.durability,
-        allow_unverified=redis.allow_unverified,
-        timeout_ms=redis.timeout_ms,
-        **options,
-    )
-
-
 def _check(url: str, redis: settings.Redis) -> ServerFacts:
     """What that server is, asked once for all workers. Raises SeckillError if it is not fit."""
 
     async def ask() -> ServerFacts | None:
-        async with _engine(url, redis, sweep_ms=0) as engine:
+        async with engine_on(url, redis, sweep_ms=0) as engine:
             return engine.facts
 
     facts = asyncio.run(ask())
@@ -169,14 +149,21 @@ class Service(BaseApplication):  # type: ignore[misc] # gunicorn has no annotati
     """What gunicorn is told, and what a worker is made from."""
 
     def __init__(
-        self, read: Callable[[], Settings], current: Settings, url: str, descriptor: int
+        self,
+        read: Callable[[], Settings],
+        current: Settings,
+        url: str,
+        descriptor: int,
+        on_ready: Callable[[], None],
     ) -> None:
         self.settings = current
         self.url = url
         self.first_workers = current.server.workers
-        # Where a worker says why it could not start; the parent is the one to tell.
-        self.said, self.say = os.pipe()
-        os.set_blocking(self.said, False)
+        # A worker says in one that it is ready, or in the other why it is not.
+        self._ready, self._ready_end = _pipe()
+        self._reason, self._reason_end = _pipe()
+        self._waiting = self.first_workers
+        self._on_ready = on_ready
         self._read = read
         self._descriptor = descriptor
         super().__init__()
@@ -210,7 +197,7 @@ class Service(BaseApplication):  # type: ignore[misc] # gunicorn has no annotati
             Parent(self).run()
         except SystemExit as end:
             if end.code:
-                raise SeckillError(self._reason()) from None
+                raise SeckillError(self._why()) from None
 
     def reread(self) -> bool:
         """Reads the settings again; whether they are in order and new workers may have them."""
@@ -234,12 +221,25 @@ class Service(BaseApplication):  # type: ignore[misc] # gunicorn has no annotati
         _log.info("settings read again, for %d new workers", now.server.workers)
         return True
 
-    def _reason(self) -> str:
-        try:
-            said = os.read(self.said, MESSAGE_BYTES_MAX)
-        except BlockingIOError:
-            return "a worker could not start; the log may know more"
-        return said.decode("utf-8", "replace").partition("\0")[0]
+    def say_ready(self) -> None:
+        """In a worker: it takes requests. The parent looks around when a child has news."""
+        os.write(self._ready_end, b"\0")
+        os.kill(os.getppid(), signal.SIGCHLD)
+
+    def say_why(self, reason: str) -> None:
+        """In a worker: it can't."""
+        os.write(self._reason_end, reason.encode()[:MESSAGE_BYTES_MAX] + b"\0")
+
+    def look(self) -> None:
+        """In the parent: tells once that all workers are ready."""
+        if self._waiting > 0:
+            self._waiting -= len(_available(self._ready))
+            if self._waiting <= 0:
+                self._on_ready()
+
+    def _why(self) -> str:
+        reason = _available(self._reason).decode("utf-8", "replace").partition("\0")[0]
+        return reason or "a worker could not start; the log may know more"
 
 
 class Log(Logger):  # type: ignore[misc] # as above
@@ -258,12 +258,12 @@ class Log(Logger):  # type: ignore[misc] # as above
     def error(self, msg: str, *args: Any, **options: Any) -> None:
         """Part of Logger."""
         # That a worker could not start is told once, and in our words.
-        if msg not in _TOLD and args[-1:] != (Arbiter.WORKER_BOOT_ERROR,):
+        if msg not in _TOLD and args[-1:] != (BOOT_ERROR,):
             _log.error(msg, *args, **options)
 
     def exception(self, msg: str, *args: Any, **options: Any) -> None:
         """Part of Logger: without the traceback."""
-        _log.error("%s: %s", msg % args if args else msg, _bug(sys.exc_info()[1]))
+        _log.error("%s: %s", msg % args if args else msg, bug_line(sys.exc_info()[1]))
 
 
 class Parent(Arbiter):  # type: ignore[misc] # as above
@@ -311,6 +311,11 @@ class Parent(Arbiter):  # type: ignore[misc] # as above
             os._exit(end.code if isinstance(end.code, int) else 1)
         return pid
 
+    def manage_workers(self) -> None:
+        """Part of Arbiter: after each signal, and once a second."""
+        super().manage_workers()
+        self._service.look()
+
     def reap_workers(self) -> None:
         """Part of Arbiter: raises HaltServer for the first worker that could not start, once."""
         try:
@@ -321,79 +326,15 @@ class Parent(Arbiter):  # type: ignore[misc] # as above
                 raise
 
 
-class Worker(GunicornUVLoopWebWorker):
-    """A process that takes requests. ``age`` counts the workers there ever were."""
-
-    sockets: list[Any]
-
-    def load_wsgi(self) -> None:
-        """Part of gunicorn's Worker: how the application is made, once there is an event loop."""
-
-        async def make() -> web.AppRunner:
-            return await self._make()
-
-        self.wsgi = make
-
-    def handle_exit(self, sig: int, frame: Any) -> None:
-        """Part of gunicorn's Worker: SIGTERM, without waiting for the next heartbeat."""
-        self.handle_quit(sig, frame)
-
-    def run(self) -> None:
-        """Part of gunicorn's Worker."""
-        try:
-            super().run()
-        except Exception as error:  # noqa: BLE001 - whatever it is, the parent decides what follows
-            self._fail(str(error) if isinstance(error, SeckillError) else _bug(error))
-
-    async def _make(self) -> web.AppRunner:
-        service: Service = self.app
-        engine = _engine(service.url, service.settings.redis)
-        await self._start(engine)
-        app = create_app(engine, service.settings)
-
-        async def close(app: web.Application) -> None:
-            await engine.aclose()
-
-        app.on_cleanup.append(close)
-        # gunicorn's wrappers are of no use to uvloop; and the runner listens, with our backlog.
-        sockets = [each.sock for each in self.sockets]
-        self.sockets.clear()
-        return Runner(app, sockets, service.settings.server)
-
-    async def _start(self, engine: Engine) -> None:
-        """Starts the engine. A worker that replaces another waits for the server of sales."""
-        complained = False
-        while True:
-            try:
-                await engine.start()
-                return
-            except SeckillError as error:
-                if self._is_first:
-                    raise
-                if not complained:
-                    _log.error("a new worker waits: %s", error)
-                    complained = True
-            self.notify()
-            await asyncio.sleep(RETRY_S)
-            if not self.alive or self.ppid != os.getppid():
-                sys.exit(0)
-
-    @property
-    def _is_first(self) -> bool:
-        return bool(self.age <= self.app.first_workers)
-
-    def _fail(self, reason: str) -> None:
-        if self._is_first and not self.booted:
-            os.write(self.app.say, reason.encode()[: MESSAGE_BYTES_MAX // 2] + b"\0")
-            sys.exit(Arbiter.WORKER_BOOT_ERROR)
-        _log.error("a worker failed: %s", reason)
-        # Whatever is wrong, the next one would meet it at once.
-        time.sleep(RETRY_S)
-        sys.exit(1)
+def _pipe() -> tuple[int, int]:
+    """A pipe whose reader does not wait. Both ends are inherited by forks only."""
+    reader, writer = os.pipe()
+    os.set_blocking(reader, False)
+    return reader, writer
 
 
-def _bug(error: BaseException | None) -> str:
-    """One line for what should not have happened."""
-    frames = traceback.extract_tb(error.__traceback__) if error else []
-    where = f" at {Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else ""
-    return f"a bug, please report it: {error!r}{where}"
+def _available(reader: int) -> bytes:
+    try:
+        return os.read(reader, 2 * MESSAGE_BYTES_MAX)
+    except BlockingIOError:
+        return b""

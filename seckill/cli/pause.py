@@ -35,7 +35,7 @@ ALL_REASON: Final = "pause --all"
 """The reason that ``pause --all`` gives, and by which ``resume --all`` knows its own sales."""
 
 AT_ONCE: Final = 16
-PATIENCE_S: Final = 10.0
+PATIENCE_S: Final = 5.0
 RETRY_S: Final = 0.1
 
 Sales = Annotated[

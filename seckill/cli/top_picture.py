@@ -49,7 +49,7 @@ def picture(frame: Frame, width: int, height: int | None, trouble: str = "") -> 
         parts.append(Text(f"and {hidden} more: seckill top SALE", style="dim"))
     if not frame.sales:
         parts += [Text(), Text("no sale of this server is open or to come", style="dim")]
-    return Text("\n").join(parts[:height])
+    return Text("\n").join([_cut(part, width) for part in parts[:height]])
 
 
 def _rows(views: list[SaleView], height: int | None) -> list[int]:
@@ -83,8 +83,8 @@ def _head(frame: Frame, width: int, trouble: str) -> list[Text]:
     name.append(" " * max(2, width - cell_len(name.plain) - len(clock)))
     name.append(clock, style="dim")
     if trouble:
-        return [_cut(name, width), _cut(Text(trouble, style="bold red"), width)]
-    return [_cut(name, width), _line("server", _server_facts(server), width)]
+        return [name, Text(trouble, style="bold red")]
+    return [name, _line("server", _server_facts(server))]
 
 
 def _server_facts(server: ServerView) -> list[Text]:
@@ -111,16 +111,16 @@ def _server_facts(server: ServerView) -> list[Text]:
 
 def _sale(view: SaleView, width: int, rows: int, columns: _Columns) -> list[Text]:
     if view.sale is None or view.snapshot is None:
-        return [_cut(Text(f"{view.id}  {view.problem}", style="bold red"), width)]
+        return [Text(f"{view.id}  {view.problem}", style="bold red")]
     snapshot = view.snapshot
     lines = [
         _title(view.sale, snapshot, width),
-        _line("stock", _all_units(snapshot), width),
-        _line("orders", _flow(view, snapshot), width),
-        _line("events", _events(view, snapshot), width),
+        _line("stock", _all_units(snapshot)),
+        _line("orders", _flow(view, snapshot)),
+        _line("events", _events(view, snapshot)),
     ]
     items = _busiest(view.sale, snapshot, rows)
-    return lines + [_cut(_item(one, snapshot.stock[one.sku], columns), width) for one in items]
+    return lines + [_item(one, snapshot.stock[one.sku], columns) for one in items]
 
 
 def _title(sale: Sale, snapshot: Snapshot, width: int) -> Text:
@@ -249,10 +249,10 @@ def _bar(stock: Stock, width: int) -> Text:
     )
 
 
-def _line(name: str, facts: list[Text], width: int) -> Text:
-    """One line: a label and facts joined by dots; the last that does not fit is cut."""
+def _line(name: str, facts: list[Text]) -> Text:
+    """One line: a label, and facts joined by dots, the most important first."""
     line = Text(f"{name:<{LABEL}}", style="dim")
-    return _cut(Text.assemble(line, Text(" · ", style="dim").join(facts)), width)
+    return Text.assemble(line, Text(" · ", style="dim").join(facts))
 
 
 def _cut(text: Text, width: int) -> Text:

@@ -4,14 +4,9 @@ in one of its own.
 
 from __future__ import annotations
 
-import asyncio
 import json
-import os
-import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -23,7 +18,7 @@ from seckill.server import create_app
 from seckill.server.caller import Caller
 from tests.support import make_sale
 
-__all__ = ["Answer", "Intake", "Process", "intake_on", "process_on", "serving", "trusting"]
+__all__ = ["Answer", "Client", "Intake", "intake_on", "serving", "trusting"]
 
 
 async def trusting(request: web.Request) -> Caller:
@@ -137,62 +132,3 @@ async def intake_on(url: str, **options: Any) -> AsyncIterator[Intake]:
         aiohttp.ClientSession() as session,
     ):
         yield Intake(session, base, engine)
-
-
-class Process(Client):
-    """An intake in a process of its own."""
-
-    def __init__(
-        self, session: aiohttp.ClientSession, base: str, child: asyncio.subprocess.Process
-    ) -> None:
-        super().__init__(session, base)
-        self.child = child
-
-    def signal(self, number: signal.Signals) -> None:
-        self.child.send_signal(number)
-
-    async def ended(self, seconds: float) -> int:
-        """The exit code; it fails the test when there is none in time, or a word on stderr."""
-        async with asyncio.timeout(seconds):
-            _, stderr = await self.child.communicate()
-        assert stderr == b"", stderr.decode()
-        assert self.child.returncode is not None
-        return self.child.returncode
-
-
-_PROGRAM = """
-import sys
-from seckill import Engine
-from seckill.server import run
-sys.modules["seckill.server.run"].DRAIN_S = float(sys.argv[2])
-engine = Engine(sys.argv[1], durability="memory")
-run(engine, port=0, path=sys.argv[3] or None, on_ready=lambda address: print(address, flush=True))
-"""
-
-
-@asynccontextmanager
-async def process_on(
-    url: str, *, drain_s: float = 8.0, path: Path | None = None
-) -> AsyncIterator[Process]:
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", _PROGRAM, url, str(drain_s), str(path or "")),
-        stdout=asyncio.subprocess.PIPE,
-        stderr=asyncio.subprocess.PIPE,
-        env=os.environ | {"PYTHONWARNINGS": "error"},
-    )
-    try:
-        assert child.stdout is not None
-        async with asyncio.timeout(20):
-            address = (await child.stdout.readline()).decode().strip()
-        assert address, (await child.communicate())[1].decode()
-        if path is None:
-            connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
-        else:
-            assert address == f"unix:{path}"
-            connector, address = aiohttp.UnixConnector(str(path)), "http://intake"
-        async with aiohttp.ClientSession(connector=connector) as session:
-            yield Process(session, address, child)
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.communicate()

@@ -114,7 +114,6 @@ async def test_a_broken_order_stands_alone(
         b'"\xff"',
         b'"\xed\xa0\x80"',
         rb'"\ud800"',
-        b'"' + b"[" * 9 + b'"',
         b"[" * 5_000 + b"]" * 5_000,
     ],
 )
@@ -156,7 +155,7 @@ async def test_a_whole_thousand(intake: Intake) -> None:
     orders = [wish(f"{n:064}", f"{n:064}", attrs="x" * 512) for n in range(1_000)]
     assert len(json.dumps({"orders": orders})) > 700_000
     answers = await codes(intake, sale.id, *orders)
-    assert answers == [(201, "created")] * 500 + [(409, "sold_out")] * 500
+    assert (answers.count((201, "created")), answers.count((409, "sold_out"))) == (500, 500)
     body = json.dumps({"orders": orders}) + " " * 1024 * 1024
     answer = await intake.post(f"/v1/sales/{sale.id}/orders:batch", body.encode())
     assert answer.is_problem(413, "body_too_large")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import importlib
 import json
 import os
 import re
@@ -25,6 +26,8 @@ from cryptography.hazmat.primitives.serialization import (
 )
 
 from tests.web.mall import SECRET, asking, by_hand, claims, part, pem_of, settings, signed
+
+user_keys = importlib.import_module("seckill.server.user_keys")
 
 GUIDE = Path(__file__).parents[2] / "docs" / "access.md"
 OTHER = "another-one-that-is-long-enough-too-" * 2
@@ -141,6 +144,24 @@ async def test_a_public_key_is_no_secret(rsa_key: rsa.RSAPrivateKey, tmp_path: P
             # A file's key is for one algorithm only.
             assert await mall.is_refused(signed(rsa_key, "PS256"), why="alg")
             assert await mall.is_refused(signed(rsa_key, "RS512"), why="alg")
+
+
+def test_a_key_has_one_algorithm(rsa_key: rsa.RSAPrivateKey) -> None:
+    """Even if a token is tried with a key that it does not fit."""
+    public = user_keys.Key("RS256", rsa_key.public_key())
+    assert user_keys.signed_with(public, signed(rsa_key, "RS256")) is not None
+    assert user_keys.signed_with(public, signed(rsa_key, "PS256")) is None
+    assert user_keys.signed_with(public, by_hand(HS256, claims(), pem_of(rsa_key))) is None
+    shared = user_keys.from_secret(SECRET)
+    assert user_keys.signed_with(shared, signed()) is not None
+    assert user_keys.signed_with(shared, by_hand({"alg": "none"}, claims())) is None
+
+
+async def test_extensions_that_must_be_understood() -> None:
+    async with asking(secrets=[SECRET]) as mall:
+        for crit in (["exp"], ["b64"], [], "exp", None):
+            forged = by_hand(HS256 | {"crit": crit, "exp": 1, "b64": True}, claims())
+            assert await mall.is_refused(forged, why="crit")
 
 
 async def test_rotation_of_a_secret() -> None:

@@ -16,7 +16,7 @@ import signal
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from hashlib import sha256
 from pathlib import Path
@@ -112,9 +112,9 @@ async def two_workers(redis_server: EmbeddedServer, *more: str) -> AsyncIterator
         yield intake
 
 
-async def until_workers(parent: int, but: Iterable[int] = ()) -> set[int]:
+async def until_workers(parent: int, but: set[int]) -> set[int]:
     """The two workers, once none of these is among them."""
-    await until(lambda: len(now := workers_of(parent)) == 2 and now.isdisjoint(but))
+    await until(lambda: len(now := workers_of(parent)) == 2 and not now & but)
     return workers_of(parent)
 
 
@@ -138,7 +138,7 @@ async def test_a_worker_is_killed_under_load(redis_server: EmbeddedServer, sale:
         parent = intake.child.pid
         load = Load(intake, sale)
         await load.wait_for(500)
-        victim, survivor = sorted(await until_workers(parent))
+        victim, survivor = sorted(workers_of(parent))
         os.kill(victim, signal.SIGKILL)
         await load.wait_for(500)
         now = await until_workers(parent, {victim})
@@ -201,7 +201,7 @@ async def test_a_key_is_replaced_under_load(
     write_config(config, redis_server.url, old)
     async with serve("--config", str(config), key=old) as intake:
         parent = intake.child.pid
-        first = await until_workers(parent)
+        first = workers_of(parent)
         load = Load(intake, sale)
         await load.wait_for(500)
         assert await asked_with(intake, new, sale) == 401
@@ -229,7 +229,7 @@ async def test_bad_settings_change_nothing(
     config, key = tmp_path / "seckill.toml", "sk_" + "o" * 40
     write_config(config, redis_server.url, key)
     async with serve("--config", str(config), key=key) as intake:
-        workers = await until_workers(intake.child.pid)
+        workers = workers_of(intake.child.pid)
         for text in (
             "[server]\nworkerz = 3\ndrain_s = 0\n",
             "",
@@ -274,7 +274,7 @@ async def test_an_embedded_server_outlives_its_workers(tmp_path: Path) -> None:
 
 async def test_the_parent_is_killed(tmp_path: Path) -> None:
     async with serve("--embedded", str(tmp_path), "--workers", "2", "--dev") as intake:
-        workers = await until_workers(intake.child.pid)
+        workers = workers_of(intake.child.pid)
         server = pid_of_server(tmp_path)
         intake.signal(signal.SIGKILL)
         await until(lambda: not any(map(is_alive, (*workers, server))))
@@ -284,7 +284,7 @@ async def test_the_parent_is_killed(tmp_path: Path) -> None:
 async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale: Sale) -> None:
     async with two_workers(redis_server) as intake:
         assert (await intake.reserve(sale.id, "first")).http == 201
-        workers = await until_workers(intake.child.pid)
+        workers = workers_of(intake.child.pid)
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
             waiting = asyncio.create_task(intake.reserve(sale.id, "second"))
@@ -310,7 +310,7 @@ async def test_a_new_worker_waits_for_redis(tmp_path: Path) -> None:
         options = ("--redis", f"unix://{entrance}", "--durability", "memory", "--workers", "2")
         async with serve(*options, "--dev") as intake:
             parent = intake.child.pid
-            victim, survivor = sorted(await until_workers(parent))
+            victim, survivor = sorted(workers_of(parent))
             server.stop()
             os.kill(victim, signal.SIGKILL)
             now = await until_workers(parent, {victim})
@@ -338,14 +338,14 @@ async def start_fails(url: str, body: str) -> tuple[int, str]:
     program = f"""
 import sys
 from seckill.errors import InvalidInput, SeckillError
-from seckill.server import workers
+from seckill.server import worker, workers
 from seckill.server.dev import Dev
 from seckill.server.settings import Redis, Server, Settings
 
 def create_app(engine, settings):
 {textwrap.indent(textwrap.dedent(body), "    ")}
 
-workers.create_app = create_app
+worker.create_app = create_app
 settings = Settings(
     server=Server(port=0, workers=2), redis=Redis(url=sys.argv[1], durability="memory")
 )

@@ -12,6 +12,8 @@ from seckill.sale import check_sale_id
 
 from .exchange import INTAKE, buyer_of, reply
 from .gate import ProofOfWork
+from .operation import Operation
+from .problems import BUYER_REQUIRED
 
 __all__ = ["ROUTES", "ChallengeDocument"]
 
@@ -26,6 +28,14 @@ class ChallengeDocument(msgspec.Struct, frozen=True):
     expires_ms: int
 
 
+@Operation(
+    id="challenge",
+    zh="领取工作量证明题：解出后放入 Seckill-Proof 再下单，有效期内可重复使用",
+    who="user",
+    answer=ChallengeDocument,
+    asks_engine=False,
+    kinds=(BUYER_REQUIRED,),
+)
 async def challenge(request: web.Request) -> web.Response:
     """A challenge for this buyer in this sale. It asks nobody, so the sale need not exist yet."""
     buyer = await buyer_of(request)

@@ -25,7 +25,7 @@ from typing import Any, Final
 
 from aiohttp import web
 
-from .listen import address_of
+from .listen import BACKLOG, address_of
 from .settings import Server
 
 __all__ = ["Connection", "Connections", "Runner"]
@@ -256,20 +256,25 @@ class Turns(web.BaseSite):
         self._listen()
 
     async def stop(self) -> None:
-        """Part of web.BaseSite. The socket may go on listening in other processes."""
+        """Part of web.BaseSite. Whoever has connected by now is still let in: closing the socket
+        would cut those that no process has taken. It may go on listening in other processes."""
         if self._pause is not None:
             self._pause.cancel()
+            self._pause = None
         self._loop.remove_reader(self._sock)
+        self._accept(BACKLOG)
+        if self._pause is not None:
+            self._pause.cancel()
         self._sock.close()
         await asyncio.gather(*self._making, return_exceptions=True)
         await super().stop()
 
     def _listen(self) -> None:
         self._pause = None
-        self._loop.add_reader(self._sock, self._accept)
+        self._loop.add_reader(self._sock, self._accept, ACCEPT_MAX)
 
-    def _accept(self) -> None:
-        for _ in range(ACCEPT_MAX):
+    def _accept(self, most: int) -> None:
+        for _ in range(most):
             try:
                 sock, _ = self._sock.accept()
             except (BlockingIOError, InterruptedError):

@@ -40,7 +40,7 @@ _WHO: Final = {
     cached=True,
 )
 async def docs(request: web.Request) -> web.Response:
-    """Shows the API to people. For everybody."""
+    """Shows the API to people."""
     response = page_reply(request, made(request, render, "/docs"), MAX_AGE_S, _HTML)
     response.headers["Content-Security-Policy"] = _POLICY
     return response

@@ -30,7 +30,8 @@ a { color: var(--link); text-underline-offset: 2px; }
 a:focus-visible, summary:focus-visible { outline: 3px solid var(--link); outline-offset: 2px; }
 code, pre { font-family: ui-monospace, SFMono-Regular, Menlo, Consolas, monospace; }
 code { font-size: .9em; background: var(--code); border-radius: 3px; padding: .1em .3em; }
-h3 code, pre code, td a code { background: none; padding: 0; }
+h3 code, pre code, td a code, p a code { background: none; padding: 0; }
+td a, p a:has(code) { text-decoration-thickness: 1px; text-underline-offset: 4px; }
 .skip { position: absolute; left: -999px; }
 .skip:focus { left: 1rem; top: 1rem; background: var(--paper); padding: .5rem; z-index: 2; }
 nav {
@@ -45,7 +46,7 @@ nav > ul > li > a { font-weight: 600; }
 nav a { color: var(--ink); text-decoration: none; display: block; padding: .15rem 0; }
 nav a:hover { color: var(--link); }
 nav b, h3 b {
-  display: inline-block; min-width: 3.1em; font-size: .75em; letter-spacing: .03em;
+  display: inline-block; min-width: 3.7em; font-size: .75em; letter-spacing: .03em;
 }
 .get { color: var(--get); } .post { color: var(--post); } .put { color: var(--put); }
 main { margin-left: 17rem; padding: 2rem 3rem 6rem; max-width: 66rem; }

@@ -65,9 +65,9 @@ _T = TypeVar("_T")
 async def caller_of(request: web.Request) -> Caller:
     """Who asks. Raises Problem when nobody can be made out, or a buyer asks too often."""
     intake = request.app[INTAKE]
-    # One look into a dict for whoever was verified before; several such headers are sorted out by
-    # identify, which sees the first one as well.
-    caller = intake.known(request.headers.get("Authorization", ""))
+    values = request.headers.getall("Authorization", ())
+    # One look into a dict for whoever was verified before.
+    caller = intake.known(values[0]) if len(values) == 1 else None
     if caller is None:
         caller = await intake.identify(request)
     if caller.buyer and intake.buyers is not None:

@@ -24,10 +24,9 @@ from pydantic import SecretStr
 from seckill.errors import InvalidInput
 
 from . import settings
-from .problems import PROOF_REQUIRED, Kind, Problem
+from .problems import GATE_UNAVAILABLE, PROOF_REQUIRED, Problem
 
 __all__ = [
-    "GATE_UNAVAILABLE",
     "PROOF_HEADER",
     "Challenge",
     "Entry",
@@ -47,9 +46,6 @@ SECRET_BYTES_MIN: Final = 32
 BITS_MAX: Final = 32
 # A challenge has about 75 characters. Nothing longer is looked at, let alone hashed.
 PROOF_CHARS_MAX: Final = 128
-GATE_UNAVAILABLE: Final = Kind(
-    503, "gate_unavailable", "the mall's gate gives no answer; nothing was done"
-)
 
 _MAC_CHARS: Final = 32
 _PARTS: Final = 6

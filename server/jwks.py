@@ -19,10 +19,10 @@ import aiohttp
 import msgspec
 from msgspec import Meta
 
-from .problems import BUSY, Kind, Problem
+from .problems import BUSY, Problem
 from .user_keys import Jwk, Key, checked_url, from_jwk
 
-__all__ = ["KEYS_UNAVAILABLE", "Jwks"]
+__all__ = ["Jwks"]
 
 _log = logging.getLogger("seckill.server")
 
@@ -33,10 +33,6 @@ BYTES_MAX: Final = 64 * 1024
 KEYS_MAX: Final = 16
 # Requests that wait for one fetch. Forged tokens must not fill the intake with waiting requests.
 WAITING_MAX: Final = 200
-
-KEYS_UNAVAILABLE: Final = Kind(
-    503, "keys_unavailable", "the mall's keys cannot be fetched; nothing was done"
-)
 
 
 class _Set(msgspec.Struct):

@@ -29,10 +29,8 @@ from seckill.snapshot import Snapshot
 from seckill.tally import Histogram
 
 from . import families
-from .gate import GATE_UNAVAILABLE
-from .jwks import KEYS_UNAVAILABLE
 from .problems import ANSWERS as KINDS
-from .problems import BUSY, RAISED
+from .problems import BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE, RAISED
 from .samples import Alone, Sample, Shared, Store, as_metrics
 
 __all__ = ["CONTENT_TYPE", "Metrics"]

@@ -43,8 +43,8 @@ _ABOUT_ZH: Final = """\
 收到 429 或 503 时按 `Retry-After` 秒后原样重试。"""
 
 _TAGS: Final = {
-    "Sales": "What is on sale 场次",
     "Orders": "The life of an order 订单",
+    "Sales": "What is on sale 场次",
     "Merchant": "Running a sale 商家",
     "Service": "Health and description 服务",
 }
@@ -317,7 +317,7 @@ def made(request: web.Request, render: Render, path: str) -> Page:
     cached=True,
 )
 async def description(request: web.Request) -> web.Response:
-    """Shows this description of the API. For everybody."""
+    """Shows this description of the API."""
     return page_reply(request, made(request, _encoded, "/openapi.json"), MAX_AGE_S)
 
 

@@ -11,11 +11,12 @@ from seckill.order import Outcome
 from seckill.status import Status
 
 from .exchange import INTAKE, buyer_in, caller_of, key_of, need_mall, read, reply, sent_by
-from .gate import GATE_UNAVAILABLE, PROOF_HEADER, Entry, ask
+from .gate import PROOF_HEADER, Entry, ask
 from .operation import Operation
 from .problems import (
     ANSWERS,
     GATE_REFUSED,
+    GATE_UNAVAILABLE,
     OVERLOADED,
     PROOF_REQUIRED,
     STORAGE_FULL,

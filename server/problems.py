@@ -44,7 +44,9 @@ __all__ = [
     "BUYER_REQUIRED",
     "FORBIDDEN",
     "GATE_REFUSED",
+    "GATE_UNAVAILABLE",
     "INVALID_INPUT",
+    "KEYS_UNAVAILABLE",
     "KEY_REQUIRED",
     "MALFORMED_JSON",
     "MEDIA_TYPE",
@@ -143,6 +145,12 @@ OUTCOME_UNKNOWN: Final = Kind(
     503, "outcome_unknown", "no answer in time; repeat the identical request to learn the outcome"
 )
 UNAVAILABLE: Final = Kind(503, "unavailable", "the sale's server cannot be reached")
+GATE_UNAVAILABLE: Final = Kind(
+    503, "gate_unavailable", "the mall's gate gives no answer; nothing was done"
+)
+KEYS_UNAVAILABLE: Final = Kind(
+    503, "keys_unavailable", "the mall's keys cannot be fetched; nothing was done"
+)
 SHUTTING_DOWN: Final = Kind(503, "shutting_down", "this intake is not running; nothing was done")
 STORAGE_FULL: Final = Kind(503, "storage_full", "the sale's server is full; nothing was done")
 

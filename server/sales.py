@@ -27,7 +27,7 @@ MAX_AGE_S: Final = 1
     cached=True,
 )
 async def index(request: web.Request) -> web.Response:
-    """Lists the sales by id, 100 a page. For everybody."""
+    """Lists the sales by id, 100 a page."""
     page = await pages_of(request.app[INTAKE]).list(request.query.get("after", ""))
     return page_reply(request, page, MAX_AGE_S)
 
@@ -40,7 +40,7 @@ async def index(request: web.Request) -> web.Response:
     cached=True,
 )
 async def show(request: web.Request) -> web.Response:
-    """Shows one sale with its items. For everybody."""
+    """Shows one sale with its items."""
     page = await pages_of(request.app[INTAKE]).sale(request.match_info["sale"])
     return page_reply(request, page, MAX_AGE_S)
 

@@ -19,8 +19,8 @@ from seckill.errors import InvalidInput
 from seckill.sale import check_buyer
 
 from .caller import Caller
-from .jwks import KEYS_UNAVAILABLE, Jwks
-from .problems import TOKEN_EXPIRED, UNAUTHENTICATED, Problem
+from .jwks import Jwks
+from .problems import KEYS_UNAVAILABLE, TOKEN_EXPIRED, UNAUTHENTICATED, Problem
 from .settings import Users
 from .user_keys import PUBLIC, Key, from_file, from_secret, signed_with
 

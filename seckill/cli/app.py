@@ -11,7 +11,19 @@ from typing import Annotated, Final
 
 import typer
 
-from seckill.cli import demo, doctor, inspect, orders, pause, sales, serve, stock, top, verify
+from seckill.cli import (
+    demo,
+    doctor,
+    inspect,
+    keys,
+    orders,
+    pause,
+    sales,
+    serve,
+    stock,
+    top,
+    verify,
+)
 from seckill.cli.output import Stopped, complain, version_text
 from seckill.errors import InvalidInput, SeckillError
 
@@ -31,6 +43,7 @@ app.command("serve")(serve.serve)
 app.add_typer(sales.app, name="sale", help="Create, open, pause, close and show sales.")
 app.add_typer(stock.app, name="stock", help="Show, add and take units while a sale runs.")
 app.add_typer(orders.app, name="order", help="Look at one order, or move it along by hand.")
+app.add_typer(keys.app, name="key", help="Make API keys for the mall's own programs.")
 app.command("inspect")(inspect.inspect)
 app.command("doctor")(doctor.doctor)
 app.command("top")(top.top)

@@ -16,8 +16,6 @@ import yaml
 
 from seckill.server import problems
 from seckill.server.families import FAMILIES
-from seckill.server.gate import GATE_UNAVAILABLE
-from seckill.server.jwks import KEYS_UNAVAILABLE
 from seckill.server.scrape import ROUTES
 
 ROOT = Path(__file__).parents[2]
@@ -69,6 +67,9 @@ def timed(name: str, bounds: tuple[str, str], fast: int, of: int, labels: str = 
     at = f"{name}_bucket{{{JOB}{labels}"
     counts = {bounds[0]: fast, bounds[1]: of, "+Inf": of}
     return {f'{at},le="{bound}"}}': f"0+{count}x60" for bound, count in counts.items()}
+
+
+SELLING = f'seckill_sale_phase{{{JOB},sale="s",phase="selling"}}'
 
 
 def sale(
@@ -151,7 +152,9 @@ CASES: dict[str, Case] = {
         "11m",
         sale(),
         [
-            sale(sold="7x100 8x44"),
+            sale(sold="7x40 8x40 9x64"),
+            # It has begun to sell only now.
+            sale() | {SELLING: "_x80 1x64"},
             sale(left="0x144"),
             sale(phase="not_started"),
             sale(asked="0x144"),
@@ -190,9 +193,8 @@ def test_promtool_accepts_the_rules() -> None:
 def test_it_fires_and_it_does_not(alert: str, tmp_path: Path) -> None:
     case = CASES[alert]
     tests = [trial(alert, case.fires, [case.at], fires=True)]
-    # From the beginning to then.
     until_s = seconds(case.at)
-    times = [f"{at}s" for at in range(0, until_s + 1, 15)]
+    times = [f"{at}s" for at in range(0, until_s + 1, until_s // 12)]
     tests += [trial(alert, series, times, fires=False) for series in case.silent]
     done = run_tests(tests, tmp_path)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -16,7 +16,17 @@ import aiohttp
 
 from tests.web.intake import Client
 
-__all__ = ["ROOT", "Process", "Serve", "is_alive", "process_on", "serve", "until", "workers_of"]
+__all__ = [
+    "ROOT",
+    "Process",
+    "Serve",
+    "connections_of",
+    "is_alive",
+    "process_on",
+    "serve",
+    "until",
+    "workers_of",
+]
 
 ROOT = Path(__file__).parents[2]
 
@@ -115,6 +125,18 @@ def workers_of(parent: int) -> set[int]:
         if int(fields[1]) == parent and fields[0] != "Z" and b"seckill.cli" in command:
             found.add(int(status.parent.name))
     return found
+
+
+def connections_of(pid: int, port: int) -> int:
+    """How many connections to this port a process has taken."""
+    lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+    established = {
+        f"socket:[{fields[9]}]"
+        for fields in lines
+        if fields[3] == "01" and int(fields[1].rpartition(":")[2], 16) == port
+    }
+    links = Path(f"/proc/{pid}/fd").iterdir()
+    return sum(os.readlink(link) in established for link in links)
 
 
 def is_alive(pid: int) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from io import BytesIO
 from typing import Any
 
 import pytest
@@ -156,8 +157,10 @@ async def test_a_whole_thousand(intake: Intake) -> None:
     assert len(json.dumps({"orders": orders})) > 700_000
     answers = await codes(intake, sale.id, *orders)
     assert (answers.count((201, "created")), answers.count((409, "sold_out"))) == (500, 500)
-    body = json.dumps({"orders": orders}) + " " * 1024 * 1024
-    answer = await intake.post(f"/v1/sales/{sale.id}/orders:batch", body.encode())
+    body = BytesIO(json.dumps({"orders": orders}).encode() + b" " * 1024 * 1024)
+    headers = {"Content-Type": "application/json"}
+    path = f"/v1/sales/{sale.id}/orders:batch"
+    answer = await intake.call("POST", path, data=body, headers=headers)
     assert answer.is_problem(413, "body_too_large")
 
 

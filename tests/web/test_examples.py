@@ -1,4 +1,5 @@
-"""The malls of examples/, started as their users would, with a buyer who retries blindly.
+"""The malls of examples/, started as their users would, with a buyer who retries blindly; and the
+PHP and Java of docs/embedding.md, against an intake.
 
 Each mall runs as two servers over one Redis, so what one of them has sold the other must find.
 """
@@ -6,10 +7,13 @@ Each mall runs as two servers over one Redis, so what one of them has sold the o
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import hmac
+import importlib
 import json
 import os
 import re
+import shutil
 import sys
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -22,9 +26,16 @@ import aiohttp
 import msgspec
 import pytest
 
+from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.salefile import load_sale
+from seckill.server import create_app
+from seckill.server.settings import ApiKey, Settings
 from seckill.verify import verify
+from tests.support import make_item, make_sale
+from tests.web.intake import serving
+
+problems = importlib.import_module("seckill.server.problems")
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 SALE = "evening-2026-11-28"
@@ -240,4 +251,57 @@ async def test_a_mall_sells(mall: Mall, tmp_path: Path) -> None:
             # The engine ends in time, whatever the framework does at its end.
             await server.end()
             assert "Traceback" not in server.said, server.said
-        assert (await verify(engine, SALE)).broken == ()
+        assert (await verify(engine, SALE)).violations == ()
+
+
+# -- docs/embedding.md, whose Python is run by tests/unit/test_docs.py -----------------------------
+
+GUIDE = (EXAMPLES.parent / "docs" / "embedding.md").read_text("utf-8")
+
+
+def block(language: str, after: str = "") -> str:
+    found = re.search(rf"(?ms)^{after}\s*^```{language}\n(.*?)^```$", GUIDE)
+    assert found
+    return found[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("language", ["php", "java"])
+async def test_a_client_of_the_guide(
+    language: str, redis_server: EmbeddedServer, tmp_path: Path
+) -> None:
+    if shutil.which(language) is None:
+        pytest.skip(f"there is no {language} here")
+    program = tmp_path / ("Mall.java" if language == "java" else "mall.php")
+    program.write_text(block(language), encoding="utf-8")
+    proof = "sk_" + "k" * 43
+    digest = hashlib.sha256(proof.encode()).hexdigest()
+    key = ApiKey(name="mall", hash=f"sha256:{digest}", scopes=("backend",))
+    engine = Engine(redis_server.url, durability="memory", sweep_ms=0)
+    async with serving(create_app(engine, Settings(keys=(key,)))) as base:
+        fields = {"price_fen": 5_900, "total": 10, "limit_per_buyer": 1}
+        # Each language has a buyer of its own in the guide, and finds the sale there or makes it.
+        sale = make_sale(id="tonight", items=(make_item("MUG", **fields),))
+        await engine.create(sale)
+        await engine.open("tonight")
+        child = await asyncio.create_subprocess_exec(
+            *(language, str(program)),
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.PIPE,
+            env=os.environ | {"SECKILL_URL": base, "SECKILL_KEY": proof},
+        )
+        async with asyncio.timeout(60):
+            printed, errors = await child.communicate()
+        assert (child.returncode, errors) == (0, b""), errors.decode()
+        assert printed.decode() == block("", after="Both print:")
+
+
+def test_the_guide_knows_every_code() -> None:
+    answers = {kind.code for kind in problems.ANSWERS.values()}
+    modules = [m for name, m in sys.modules.items() if name.startswith("seckill.server")]
+    kinds = {
+        kind.code for m in modules for kind in vars(m).values() if isinstance(kind, problems.Kind)
+    }
+    rows = re.findall(r"(?m)^\| (`.*?) \| [^|]+ \| [^|]+ \|$", GUIDE.partition("| codes | at |")[2])
+    told = [code for row in rows for code in re.findall(r"`(\w+)`", row)]
+    assert sorted(told) == sorted(answers | kinds)

@@ -11,6 +11,7 @@ import pytest
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import SALES
+from seckill.sale import Sale
 from seckill.server.pages import Memory, Page
 from seckill.snapshot import Snapshot
 from tests.support import HOUR_MS, async_client, make_item, make_sale, travel
@@ -30,7 +31,8 @@ class Looks:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.snapshots = 0
         self.lists = 0
-        snapshot, sales = Engine.snapshot, Engine.sales
+        self.definitions = 0
+        snapshot, sales, definition = Engine.snapshot, Engine.sales, Engine.sale
 
         async def counted(engine: Engine, sale: str) -> Snapshot:
             self.snapshots += 1
@@ -40,6 +42,11 @@ class Looks:
             self.lists += 1
             return await sales(engine)
 
+        async def counted_sale(engine: Engine, sale: str) -> Sale:
+            self.definitions += 1
+            return await definition(engine, sale)
+
+        monkeypatch.setattr(Engine, "sale", counted_sale)
         monkeypatch.setattr(Engine, "snapshot", counted)
         monkeypatch.setattr(Engine, "sales", counted_list)
 
@@ -153,13 +160,21 @@ async def test_a_storm_costs_one_look(intake: Intake, looks: Looks) -> None:
     assert (looks.snapshots, looks.lists) == (1 + others, 1)
 
 
-async def test_made_up_sales_cost_nothing(intake: Intake, looks: Looks) -> None:
-    for n in range(100):
-        answer = await intake.get(f"/v1/sales/made-up-{n}")
+async def test_made_up_sales_cost_little(intake: Intake, looks: Looks) -> None:
+    answers = await asyncio.gather(*(intake.get(f"/v1/sales/made-up-{n}") for n in range(400)))
+    for answer in answers:
         assert answer.is_problem(404, "unknown_sale")
         assert answer.headers["Cache-Control"] == "no-store"
-    assert (looks.snapshots, looks.lists) == (0, 1)
+    assert looks.lists == 1
+    assert looks.definitions < 150
     assert (await intake.get("/v1/sales/%21")).is_problem(400, "invalid_input")
+
+
+async def test_a_new_sale_is_found_at_once(intake: Intake, looks: Looks) -> None:
+    await intake.get("/v1/sales")
+    sale = await intake.open_sale()
+    assert (await intake.get(f"/v1/sales/{sale.id}")).http == 200
+    assert looks.lists == 1
 
 
 async def test_a_page_is_at_most_a_second_old(intake: Intake, looks: Looks) -> None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["NAMES", "SALES", "RelayKeys", "relay_keys", "shard_keys", "stream_key"]
+__all__ = ["NAMES", "PROBE", "SALES", "RelayKeys", "relay_keys", "shard_keys", "stream_key"]
 
 NAMES: Final = ("sale", "stock", "buyers", "orders", "holds", "paying", "events")
 SALES: Final = "sk:sales"
 """Set of the ids of all sales on this server."""
+PROBE: Final = "sk:doctor"
+"""What `seckill doctor` writes for ten seconds to see how long a write takes."""
 
 
 def shard_keys(sale: str, shard: int = 0) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ def create_app(
         settings,
         known=access.known if identify is None else _nobody,
         identify=identify or access.identify,
-        gate=gate or built_in(settings.gate),
+        gate=built_in(settings.gate) if gate is None else gate,
         metrics=metrics,
     )
 

@@ -13,7 +13,7 @@ import msgspec
 from annotated_types import Ge, Gt, Le, Lt, MinLen
 from pydantic import BaseModel, SecretStr
 
-from .settings import Settings
+from .settings import ApiKey, Settings
 
 __all__ = ["Row", "dotted", "is_secret", "is_text", "names", "rows", "shown", "shown_url", "takes"]
 
@@ -30,7 +30,8 @@ _PASSWORD: Final = re.compile(r"(?<=://)([^/@\s]*:)?[^/@\s]*@")
 
 
 class Row(msgspec.Struct, frozen=True):
-    """One setting as a table shows it. ``value`` and ``default`` are TOML; secrets are counted."""
+    """One setting as a table shows it: as the file would have it, but secrets are counted, and keys
+    go by their names."""
 
     name: str
     takes: str
@@ -123,9 +124,8 @@ def _toml(value: Any) -> str:
         if value and isinstance(value[0], SecretStr):
             return f"{len(value)} secret{'s' if len(value) > 1 else ''}"
         return f"[{', '.join(map(_toml, value))}]"
-    if isinstance(value, BaseModel):
-        parts = (f"{name} = {_toml(part)}" for name, part in value)
-        return f"{{{', '.join(parts)}}}"
+    if isinstance(value, ApiKey):
+        return f"{value.name} ({', '.join(value.scopes)})"
     return msgspec.json.encode(value).decode()
 
 

@@ -253,7 +253,8 @@ def _responses(operation: Operation) -> dict[str, Any]:
 
 def _good(operation: Operation, http: int, kinds: list[Kind]) -> dict[str, Any]:
     if isinstance(operation.answer, str):
-        content: dict[str, Any] = {operation.answer: {"schema": {"type": "string"}}}
+        kind = "object" if operation.answer == JSON else "string"
+        content: dict[str, Any] = {operation.answer: {"schema": {"type": kind}}}
     else:
         content = {JSON: {"schema": _with_codes(_ref(operation.answer), kinds)}}
     headers = (["Location"] if http == 201 and operation.keyed else []) + (

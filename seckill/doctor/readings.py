@@ -14,15 +14,14 @@ from urllib.parse import urlsplit
 import msgspec
 
 from seckill.embedded import running_url
-from seckill.keys import SALES, shard_keys
+from seckill.keys import PROBE, SALES, shard_keys
 from seckill.redis import Durability
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["PROBE", "Plan", "Reading", "SlowCommand", "is_local", "read_server", "shown_url"]
+__all__ = ["Plan", "Reading", "SlowCommand", "is_local", "read_server", "shown_url"]
 
-PROBE: Final = "sk:doctor"
 """A string that is written to see how long a write takes; it expires after ten seconds."""
 
 TRIPS: Final = 9

@@ -61,7 +61,6 @@ class Delivery:
         self._room = asyncio.Event()
         self._quiet = asyncio.Event()
         self._marks: dict[bytes, int] = {}
-        self._buried: set[int] = set()
         self._said_full = False
         self.undone = 0
         """Events in memory that are neither delivered nor letters."""
@@ -111,10 +110,9 @@ class Delivery:
         self._marks = await self._journal.marks()
         for name, seqs in (await self._dead.index()).items():
             self._lines[name] = Line(name, seqs)
-            self._buried.update(seqs)
-        self._journal.count_letters(len(self._buried))
+            self._journal.letters += len(seqs)
         self._journal.on_again = self._resend
-        await self._journal.write()
+        await self._journal.write()  # Which asks for the wishes that are there already.
 
     async def _read(self, *, once: bool) -> None:
         """What an earlier relay left unacknowledged first, in order, and then what is new."""
@@ -136,8 +134,6 @@ class Delivery:
                 self._take(entry_id, fields or ())
             if old:
                 cursor = entries[-1][0] if entries else b">"
-                if not entries:
-                    self._marks, self._buried = {}, set()
             elif once and not entries:
                 if not self._couriers:
                     return
@@ -157,9 +153,6 @@ class Delivery:
         for index in range(size):
             seq = int(last) - size + 1 + index
             if entry.done >> index & 1:
-                continue
-            if seq in self._buried:
-                self._journal.done(entry, index)
                 continue
             line = self._line(parts[2 * index])
             line.queue.append(Job(seq, int(at_ms), parts[2 * index + 1], entry, index))

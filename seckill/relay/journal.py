@@ -104,7 +104,8 @@ class Journal:
         self._valid_until = 0.0
         self._notes = Notes()
         self._noted = asyncio.Event()
-        self._letters = 0
+        self.letters = 0
+        """How many dead letters there are."""
         self._full = False
         self.on_again: Callable[[set[str]], None] = lambda _: None
         """Called after a write with the subjects that somebody wants to be sent again."""
@@ -117,7 +118,7 @@ class Journal:
     @property
     def has_room(self) -> bool:
         """Whether one more event may become a dead letter."""
-        return self._letters < DEAD_MAX and not self._full
+        return self.letters < DEAD_MAX and not self._full
 
     def has_written(self, subject: str) -> bool:
         """Whether every letter of this subject is in Redis by now."""
@@ -139,10 +140,6 @@ class Journal:
             found = await self._client.hgetall(self._keys.done)
         return {entry: int(bits) for entry, bits in found.items()}
 
-    def count_letters(self, count: int) -> None:
-        """How many dead letters there were when the lease was taken."""
-        self._letters = count
-
     # -- notes --------------------------------------------------------------------------------
 
     def done(self, entry: Entry, index: int) -> None:
@@ -159,14 +156,14 @@ class Journal:
         """Keeps an event as a letter, or changes what is known of one (without ``entry``)."""
         self._notes.letters[letter.field] = msgspec.json.encode(letter)
         if entry is not None:
-            self._letters += 1
+            self.letters += 1
             self._notes.owners[letter.field] = entry.id
             self.done(entry, index)
         self._noted.set()
 
     def forget(self, seq: int, subject: str) -> None:
         """A letter was delivered, or is no longer there."""
-        self._letters -= 1
+        self.letters -= 1
         self._notes.letters[letter_field(seq, subject)] = None
         self._noted.set()
 

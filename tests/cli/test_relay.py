@@ -20,7 +20,7 @@ import pytest
 from seckill.embedded import EmbeddedServer
 from tests.cli.conftest import Seckill, run_seckill
 
-SECRET = "this secret has more than 32 bytes in it"
+SIGNER = "this secret has more than 32 bytes in it"
 SaleFile = Callable[..., tuple[str, Path]]
 
 
@@ -65,7 +65,7 @@ def hook() -> Iterator[Hook]:
 @pytest.fixture
 def config(hook: Hook, tmp_path: Path) -> Path:
     path = tmp_path / "seckill.toml"
-    path.write_text(f'[webhook]\nurl = "{hook.url}"\nsecrets = ["{SECRET}"]\ntimeout_s = 5\n')
+    path.write_text(f'[webhook]\nurl = "{hook.url}"\nsecrets = ["{SIGNER}"]\ntimeout_s = 5\n')
     path.chmod(0o600)
     return path
 
@@ -111,7 +111,7 @@ def test_once(seckill: Seckill, sale_file: SaleFile, hook: Hook, config: Path) -
     assert "hush" not in ran.err
     assert "this secret" not in ran.err
     # The environment does as well as a file.
-    env = {"SECKILL_WEBHOOK__URL": hook.url, "SECKILL_WEBHOOK__SECRETS": json.dumps([SECRET])}
+    env = {"SECKILL_WEBHOOK__URL": hook.url, "SECKILL_WEBHOOK__SECRETS": json.dumps([SIGNER])}
     assert seckill("relay", "--once", "--sale", sale, **env).code == 0
     assert len(hook.events) == 2
 
@@ -138,6 +138,7 @@ def test_until_sigterm(
     assert re.search(rf"sale {sale}: this relay has it", err)
 
 
+@pytest.mark.slow
 def test_dead_letters(seckill: Seckill, sale_file: SaleFile, hook: Hook, config: Path) -> None:
     sale = sell(seckill, sale_file)
     relay = ("relay", "--once", "--sale", sale, "--config", str(config))

@@ -9,6 +9,7 @@ import asyncio
 import hashlib
 import hmac
 import json
+import ssl
 import struct
 import time
 from collections import Counter, defaultdict
@@ -53,6 +54,8 @@ class Receiver:
         self.headers: dict[str, str] = {}
         self.bodies: dict[str, dict[str, Any]] = {}
         self.moments: dict[str, list[float]] = defaultdict(list)
+        """When each attempt came, on this process's clock, and when it was signed, in Unix time."""
+        self.signed: dict[str, list[int]] = defaultdict(list)
         self._open: dict[str, list[int]] = {}
         self._tasks: set[asyncio.Task[Any]] = set()
         self.excused: set[int] = set()
@@ -100,7 +103,9 @@ class Receiver:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = (await reader.readuntil(b"\r\n\r\n")).decode()
         lines = head.split("\r\n")
-        assert lines[0] == f"POST {self.path} HTTP/1.1", lines[0]
+        if lines[0] != f"POST {self.path} HTTP/1.1":
+            self.faults.append(lines[0])
+            return
         pairs = (line.partition(":") for line in lines[1:] if line)
         self.headers = {name.lower(): value.strip() for name, _, value in pairs}
         text = await reader.readexactly(int(self.headers["content-length"]))
@@ -117,6 +122,7 @@ class Receiver:
         signed = f"{at[2:]}.".encode() + text
         if mark != "v1=" + hmac.new(SECRET, signed, hashlib.sha256).hexdigest():
             self.faults.append(f"signature of {body['id']}")
+        self.signed[body["id"]].append(int(at[2:]))
         if abs(time.time() - int(at[2:])) > 5 or body["id"] != self.headers["seckill-event-id"]:
             self.faults.append(f"headers of {body['id']}")
         line = f"{body['sale']}/{body['order']['id'] if body['order'] else 'sale'}"
@@ -179,9 +185,9 @@ class Receiver:
 
 
 @asynccontextmanager
-async def receiving(port: int = 0) -> AsyncIterator[Receiver]:
+async def receiving(tls: ssl.SSLContext | None = None) -> AsyncIterator[Receiver]:
     receiver = Receiver()
-    server = await asyncio.start_server(receiver.serve, "127.0.0.1", port)
+    server = await asyncio.start_server(receiver.serve, "127.0.0.1", 0, ssl=tls)
     receiver.port = server.sockets[0].getsockname()[1]
     try:
         yield receiver

@@ -205,7 +205,7 @@ async def test_no_room_for_more(
     keys = relay_keys(sale.id)
     async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=300) as relay:
         await until(lambda: client.hlen(keys.dead) == 4)
-        await until(lambda: len(receiver.taken) == count - 9)
+        await until(lambda: len(set(receiver.taken)) >= count - 9)
         await asyncio.sleep(0.3)
         assert client.hlen(keys.dead) == 4
         assert relay.deliveries[sale.id].undone == 5

@@ -5,16 +5,21 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
+import ssl
+import subprocess
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
 from seckill import webhook
+from seckill.dead import with_letters
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, UnknownSale
 from seckill.keys import relay_keys, shard_keys, stream_key
@@ -201,13 +206,39 @@ async def test_every_misdeed(
 async def test_retry_after_is_honoured(
     engine: Engine, open_sale: MakeSale, receiver: Receiver
 ) -> None:
+    """Within bounds; and each attempt is signed anew, or it would soon be refused as a replay."""
     sale = await open_sale()
-    receiver.behave = lambda body, attempt: "429 Retry-After: 1" if attempt == 1 else "204"
-    # Up to retry_after_max_s, which is 0.3 s here.
-    await relay_once(engine, endpoint(receiver), sale)
-    for moments in receiver.moments.values():
-        first, second = moments
-        assert second - first >= 0.3
+    receiver.behave = lambda body, attempt: "429 Retry-After: 60" if attempt == 1 else "204"
+    pace = Pace(first_s=0.02, retry_after_max_s=1.0)
+    await relay_once(engine, endpoint(receiver), sale, pace=pace)
+    for times in (receiver.moments, receiver.signed):
+        for first, second in times.values():
+            assert second - first >= 1.0
+
+
+async def test_a_stranger_with_the_malls_name_gets_nothing(
+    engine: Engine, open_sale: MakeSale, tmp_path: Path
+) -> None:
+    """TLS is verified."""
+    if shutil.which("openssl") is None:
+        pytest.skip("there is no openssl here")
+    words = ("req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes")
+    names = ("-subj", "/CN=127.0.0.1", "-addext", "subjectAltName=IP:127.0.0.1")
+    files = ("-keyout", tmp_path / "key", "-out", tmp_path / "cert")
+    made = await asyncio.create_subprocess_exec(
+        "openssl", *words, *names, *files, stderr=subprocess.DEVNULL
+    )
+    assert await made.wait() == 0
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(tmp_path / "cert", tmp_path / "key")
+    sale = await open_sale()
+    async with receiving(tls) as stranger:
+        url = stranger.url.replace("http:", "https:")
+        to = Endpoint(url=url, secrets=(SECRET,), give_up_s=0.1)
+        assert (await relay_once(engine, to, sale)).dead == 1
+    assert stranger.attempts.total() == 0
+    letters = await with_letters(engine.url, sale.id, lambda dead: dead.letters())
+    assert letters[0].cause == "its certificate or TLS is refused"
 
 
 @pytest.mark.parametrize("misdeed", ["twice", "twice late", "endless"])
@@ -239,9 +270,9 @@ async def test_one_bad_order_does_not_stop_the_others(
 
     receiver.behave = behave
     async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
-        await until(lambda: len(receiver.taken) == count - 3 * len(bad))
+        await until(lambda: len(set(receiver.taken)) >= count - 3 * len(bad))
         healed = True
-        await until(lambda: len(receiver.taken) == count)
+        await until(lambda: len(set(receiver.taken)) >= count)
     assert receiver.unseen() == {}
 
 
@@ -263,7 +294,7 @@ async def test_a_down_endpoint_is_asked_now_and_then(
         # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most.
         assert 1 <= receiver.attempts.total() - before <= 14
         receiver.behave = lambda body, attempt: "204"
-        await until(lambda: len(receiver.taken) == count)
+        await until(lambda: len(set(receiver.taken)) >= count)
     assert receiver.unseen() == {}
     assert receiver.busy_max <= 8
 
@@ -290,14 +321,14 @@ async def test_memory_is_bounded(
                 most["lines"] = max(most["lines"], len(sales._lines))
                 most["couriers"] = max(most["couriers"], len(sales._couriers))
             most["busy"] = max(most["busy"], relay.turns.busy)
-            await asyncio.sleep(0)
+            await asyncio.sleep(0.001)
 
     to = endpoint(receiver, in_flight=7, timeout_s=0.1)
     async with relaying(engine, to, sales=(sale.id,)) as relay:
         watcher = asyncio.create_task(watch(relay))
         await until(lambda: receiver.attempts.total() > 20)
         healed = True
-        await until(lambda: len(receiver.taken) == count)
+        await until(lambda: len(set(receiver.taken)) >= count)
         watcher.cancel()
         await until(lambda: not relay.deliveries[sale.id]._lines)
     bound = 40 + 2 * 32
@@ -384,6 +415,7 @@ async def relay_process(engine: Engine, receiver: Receiver, sale: Sale) -> Async
         await child.wait()
 
 
+@pytest.mark.slow
 async def test_killed_again_and_again(
     engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
 ) -> None:
@@ -427,7 +459,7 @@ async def test_only_one_relay_is_active(
     to = endpoint(receiver)
     options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 300}
     async with relaying(engine, to, **options) as first, relaying(other, to, **options) as second:
-        await until(lambda: len(receiver.taken) >= count)
+        await until(lambda: len(set(receiver.taken)) >= count)
         assert bool(first.deliveries) != bool(second.deliveries)
         assert sorted(receiver.taken) == sorted(set(receiver.taken))
         busy, standby = (first, second) if first.deliveries else (second, first)
@@ -441,6 +473,7 @@ async def test_only_one_relay_is_active(
         await until(lambda: f"{sale.id}:{count + 1}" in receiver.taken)
 
 
+@pytest.mark.slow
 async def test_a_relay_that_was_stopped_gives_way(
     engine: Engine, open_sale: MakeSale, receiver: Receiver
 ) -> None:

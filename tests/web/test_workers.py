@@ -139,7 +139,7 @@ async def test_a_worker_is_killed_under_load(redis_server: EmbeddedServer, sale:
         load = Load(intake, sale)
         await load.wait_for(500)
         port = int(intake.base.rpartition(":")[2])
-        victim, survivor = sorted(workers_of(parent), key=lambda pid: connections_of(pid, port))
+        survivor, victim = sorted(workers_of(parent), key=lambda pid: connections_of(pid, port))
         cut = connections_of(victim, port)
         os.kill(victim, signal.SIGKILL)
         await load.wait_for(500)
@@ -148,7 +148,7 @@ async def test_a_worker_is_killed_under_load(redis_server: EmbeddedServer, sale:
         await load.finish()
         assert survivor in now
         # The victim's connections, once each, and no other's.
-        assert sum(load.errors.values()) <= cut <= BUYERS // 2
+        assert 0 < sum(load.errors.values()) <= cut
         await load.check(redis_server.url)
         intake.signal(signal.SIGTERM)
         assert f"Worker (pid:{victim}) was sent SIGKILL" in await stderr_of(intake)

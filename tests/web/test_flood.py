@@ -1,0 +1,197 @@
+"""Ten thousand random requests, twice: every one is answered, none with a 5xx that is not meant,
+and the second time takes no more memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from io import BytesIO
+from typing import Any
+
+import aiohttp
+import pytest
+
+from seckill.embedded import EmbeddedServer
+
+pytestmark = pytest.mark.slow
+
+REQUESTS = 10_000
+AT_ONCE = 32
+GROWTH_KB_MAX = 1_024
+
+PROGRAM = """
+import asyncio, gc, signal, sys
+import uvloop
+from aiohttp import web
+from seckill import Engine
+from seckill.server import create_app
+from tests.support import make_sale
+from tests.web.intake import trusting
+
+def rss_kb():
+    gc.collect()
+    with open("/proc/self/status") as status:
+        print(next(line.split()[1] for line in status if line.startswith("VmRSS")), flush=True)
+
+async def main():
+    engine = Engine(sys.argv[1], durability="memory", sweep_ms=0)
+    async with engine:
+        await engine.create(make_sale({"a": 100_000}, id="flood"))
+        await engine.open("flood")
+        runner = web.AppRunner(create_app(engine, identify=trusting), access_log=None)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        asyncio.get_running_loop().add_signal_handler(signal.SIGUSR1, rss_kb)
+        print(site.name, flush=True)
+        await asyncio.Event().wait()
+
+uvloop.run(main())
+"""
+
+
+class Target:
+    """An intake in a process of its own, which tells its memory when asked."""
+
+    def __init__(self, child: asyncio.subprocess.Process, base: str) -> None:
+        self.child = child
+        self.base = base
+
+    async def rss_kb(self) -> int:
+        assert self.child.stdout is not None
+        self.child.send_signal(signal.SIGUSR1)
+        return int(await asyncio.wait_for(self.child.stdout.readline(), 20))
+
+
+@asynccontextmanager
+async def target_on(url: str) -> AsyncIterator[Target]:
+    child = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", PROGRAM, url),
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": os.getcwd()},  # noqa: PTH109 - a plain string
+    )
+    try:
+        assert child.stdout is not None
+        base = (await asyncio.wait_for(child.stdout.readline(), 30)).decode().strip()
+        yield Target(child, base)
+        child.kill()
+        _, stderr = await child.communicate()
+        assert stderr == b"", stderr.decode()[-4_000:]
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.communicate()
+
+
+GOOD: list[tuple[str, Any]] = [
+    ("orders", {"items": [{"sku": "a", "quantity": 1}], "attrs": "addr=1"}),
+    (
+        "orders:batch",
+        {"orders": [{"buyer": "b", "key": "k", "items": [{"sku": "a", "quantity": 1}]}]},
+    ),
+    ("orders/00ffffffffffffffffffffff/confirm", {"payment": "p"}),
+    (
+        "orders/00ffffffffffffffffffffff/refund",
+        {"refund": "r", "return_units": True, "return_limit": True},
+    ),
+]
+TEXTS = ["", "a", "b" * 64, "地" * 200, "\u202e", "x" * 70_000, "'; DROP TABLE", "..%2f", "\0"]
+VALUES: list[Any] = [None, True, 0, -1, 10**30, 1.5, [], {}, [[[]]], *TEXTS]
+
+
+def mutated(value: Any, chance: random.Random) -> Any:
+    """The same with a part replaced, dropped or doubled."""
+    if chance.random() < 0.2:
+        return chance.choice(VALUES)
+    if isinstance(value, dict):
+        found = {name: mutated(part, chance) for name, part in value.items()}
+        if found and chance.random() < 0.2:
+            found.pop(chance.choice(list(found)))
+        if chance.random() < 0.2:
+            found[chance.choice(TEXTS)] = chance.choice(VALUES)
+        return found
+    if isinstance(value, list):
+        return [mutated(part, chance) for part in value * chance.choice([0, 1, 1, 1, 2, 60])]
+    return value
+
+
+def body_of(good: Any, chance: random.Random) -> bytes:
+    kind = chance.randrange(4)
+    if kind == 0:
+        return chance.randbytes(chance.choice([0, 1, 10, 1_000, 70_000]))
+    value = good if kind == 3 else mutated(good, chance)
+    text = json.dumps(value, ensure_ascii=chance.random() < 0.5).encode()
+    if kind == 1 and text:
+        at = chance.randrange(len(text))
+        text = text[:at] + chance.randbytes(chance.randrange(4)) + text[at + chance.randrange(3) :]
+    return text
+
+
+def request_of(number: int) -> tuple[str, str, bytes, dict[str, str]]:
+    chance = random.Random(number)
+    path, good = chance.choice(GOOD)
+    where = chance.choice(["flood"] * 8 + ["none", "n%00ne", "%2e%2e", "x" * 2_000])
+    method = chance.choice(["POST"] * 9 + ["PUT"])
+    headers = {
+        "Content-Type": chance.choice(
+            ["application/json"] * 9 + ["text/plain", "multipart/x", "é"]
+        ),
+        "Idempotency-Key": chance.choice([f"k{number}"] * 6 + ["", "a b", "k" * 5_000]),
+        "Seckill-Buyer": chance.choice([f"b{number % 500}"] * 6 + ["b|", "地", "b" * 100]),
+        "Authorization": chance.choice(["", "Bearer x", f"Bearer {'y' * 6_000}", "Basic eDp5"]),
+    }
+    if not path.endswith("orders"):
+        del headers["Seckill-Buyer"]
+    if method == "PUT":
+        return method, f"/v1/admin/sales/{where}", body_of({"title": "x"}, chance), headers
+    return method, f"/v1/sales/{where}/{path}", body_of(good, chance), headers
+
+
+async def flood(target: Target) -> Counter[int]:
+    """Sends all of them, and counts what they are answered."""
+    seen: Counter[int] = Counter()
+    numbers = iter(range(REQUESTS))
+    limits = aiohttp.ClientTimeout(total=20)
+
+    async def client(session: aiohttp.ClientSession) -> None:
+        for number in numbers:
+            method, path, body, headers = request_of(number)
+            url = target.base + path
+            # As a file, because aiohttp warns of large bodies that are none.
+            data = BytesIO(body)
+            async with session.request(method, url, data=data, headers=headers) as response:
+                answer = await response.read()
+                seen[response.status] += 1
+                assert response.status < 500 or response.status == 503, (number, answer)
+                assert b"Traceback" not in answer
+
+    async with aiohttp.ClientSession(timeout=limits) as session:
+        await asyncio.gather(*(client(session) for _ in range(AT_ONCE)))
+    return seen
+
+
+@pytest.mark.timeout(300)
+async def test_a_flood_changes_nothing(redis_server: EmbeddedServer) -> None:
+    async with target_on(redis_server.url) as target:
+        first = await flood(target)
+        after_first_kb = await target.rss_kb()
+        second = await flood(target)
+        after_second_kb = await target.rss_kb()
+        # What was created the first time exists the second time; all else is answered the same.
+        assert first[200] + first[201] == second[200] + second[201]
+        assert {code: n for code, n in first.items() if code > 201} == {
+            code: n for code, n in second.items() if code > 201
+        }
+        assert first[201] > 50
+        assert set(first) >= {200, 201, 400, 404, 413, 415}
+        print(first, after_first_kb, after_second_kb)
+        assert after_second_kb - after_first_kb < GROWTH_KB_MAX

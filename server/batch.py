@@ -64,6 +64,7 @@ async def reserve_many(request: web.Request) -> web.Response:
         _answer(next(decided), order.items) if isinstance(order, BatchOrder) else order
         for order in orders
     ]
+    request.app[INTAKE].metrics.ordered([answer.code for answer in answers])
     return reply(BatchDocument(answers))
 
 

@@ -17,6 +17,7 @@ from typing import Final
 from aiohttp import web
 
 from .intake import Intake
+from .log import RequestLines, route_of
 from .problems import BUSY, Problem, answer_to, is_bug
 
 __all__ = ["guarded"]
@@ -28,7 +29,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 REQUEST_ID: Final = "X-Request-Id"
 # Whoever watches over the process is answered however many others ask.
 ALWAYS: Final = ("alive", "ready", "metrics")
-LINE: Final = "request %(request_id)s %(method)s %(route)s"
+FAILED: Final = "request %(request_id)s failed: %(route)s"
 
 
 def guarded(intake: Intake, routes: Iterable[web.RouteDef]) -> list[web.RouteDef]:
@@ -36,7 +37,7 @@ def guarded(intake: Intake, routes: Iterable[web.RouteDef]) -> list[web.RouteDef
     run = secrets.token_hex(4)
     numbers = count(1)
     answered = intake.metrics.answered
-    log_all = intake.settings.log.requests == "all"
+    lines = RequestLines(intake.settings.log.requests)
 
     def around(handler: Handler) -> Handler:
         verb = handler.__name__
@@ -46,7 +47,7 @@ def guarded(intake: Intake, routes: Iterable[web.RouteDef]) -> list[web.RouteDef
         async def guard(request: web.Request) -> web.StreamResponse:
             started_s = monotonic()
             intake.in_flight += 1
-            request_id = ""
+            request_id, bug = "", False
             response: web.StreamResponse
             try:
                 if intake.in_flight > intake.max_in_flight and not always:
@@ -56,21 +57,19 @@ def guarded(intake: Intake, routes: Iterable[web.RouteDef]) -> list[web.RouteDef
                 response = await handler(request)
             except Exception as error:  # noqa: BLE001 - logged, and no traceback leaves
                 bug = is_bug(error)
-                if bug or log_all:
-                    request_id = f"{run}-{next(numbers):x}"
-                response = answer_to(error, request_id)
                 if bug:
-                    fields = _fields(request, request_id)
-                    _log.error(LINE + " failed", fields, exc_info=error, extra=fields)
+                    request_id = f"{run}-{next(numbers):x}"
+                    fields = {"request_id": request_id, "route": route_of(request)}
+                    _log.error(FAILED, fields, exc_info=error, extra=fields)
+                response = answer_to(error, request_id)
             finally:
                 intake.in_flight -= 1
             seconds = monotonic() - started_s
-            answered(verb, getattr(response, "code", "ok"), seconds)
-            if log_all:
-                request_id = request_id or f"{run}-{next(numbers):x}"
-                fields = _fields(request, request_id)
-                fields |= {"status": response.status, "ms": round(seconds * 1000, 1)}
-                _log.info(LINE + ": %(status)d in %(ms)s ms", fields, extra=fields)
+            code = getattr(response, "code", "ok")
+            answered(verb, code, seconds)
+            if response.status >= lines.from_status and not bug:
+                request_id = f"{run}-{next(numbers):x}"
+                lines.write(request, request_id, response.status, code, seconds)
             if request_id and not response.prepared:
                 response.headers[REQUEST_ID] = request_id
             return response
@@ -91,10 +90,3 @@ async def elsewhere(request: web.Request) -> web.StreamResponse:
     if allowed := allowed - {"*"}:
         raise web.HTTPMethodNotAllowed(request.method, allowed)
     raise web.HTTPNotFound
-
-
-def _fields(request: web.Request, request_id: str) -> dict[str, object]:
-    # The route is logged and not the path, because a path names an order.
-    resource = request.match_info.route.resource
-    route = resource.canonical if resource else "no route"
-    return {"request_id": request_id, "method": request.method, "route": route}

@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 
 from .address import checked_proxy
 from .cors import checked_origin
+from .listen import checked_host
 from .user_keys import checked_file, checked_secret, checked_url
 
 __all__ = [
@@ -43,18 +44,18 @@ class _Section(BaseModel):
 class Server(_Section):
     """Where and how requests are taken."""
 
-    host: str = "127.0.0.1"
-    """The address to listen on."""
+    host: Annotated[str, AfterValidator(checked_host)] = "127.0.0.1"
+    """The address to listen on; 0.0.0.0 is every IPv4 address of this machine."""
     port: Annotated[int, Field(ge=0, le=65_535)] = 8000
     """The port; 0 lets the system choose one."""
     unix: str = ""
-    """A unix socket instead of host and port."""
+    """The path of a unix socket, instead of host and port."""
     workers: Annotated[int, Field(ge=1, le=64)] = 1
     """Processes that take requests."""
     max_in_flight: Annotated[int, Field(ge=1, le=100_000)] = 2_000
     """Requests under way at once in one worker; one more is answered 503 at once."""
     read_timeout_s: Annotated[float, Field(gt=0, le=300)] = 10.0
-    """How long a client may take to send one whole request."""
+    """How long a client may take for the head of a request, and again for its body."""
     keepalive_s: Annotated[float, Field(gt=0, le=3_600)] = 75.0
     """How long an idle connection is kept."""
     drain_s: Annotated[float, Field(gt=0, le=300)] = 8.0
@@ -69,7 +70,7 @@ class Redis(_Section):
     """Where the sales live."""
 
     url: str = ""
-    """redis://…, rediss://… or unix://…"""
+    """redis://…, rediss://… or unix://…; file:PATH if it has a password"""
     data: str = ""
     """The data directory of a server of our own, instead of a URL."""
     durability: Literal["aof", "memory"] = "aof"
@@ -158,8 +159,8 @@ class Log(_Section):
     """json is one object a line."""
     level: Literal["debug", "info", "warning", "error"] = "info"
     """The least that is written."""
-    requests: Literal["errors", "all"] = "errors"
-    """Which requests get a line: those that failed by a bug, or all."""
+    requests: Literal["none", "errors", "all"] = "errors"
+    """Which requests get a line: those answered 5xx, or all. A bug always has one."""
 
 
 class Settings(_Section):

@@ -415,6 +415,7 @@ def test_a_call_from_its_own_thread_is_refused(engine: Engine) -> None:
 
 START = """
 import json, os, sys, threading, time
+from seckill import sync
 from seckill.sync import Engine
 from seckill.errors import EmbeddedError, EngineClosed
 from tests.support import make_sale
@@ -453,13 +454,19 @@ def hammer(thread):
     while not done.is_set():
         engine.reserve(sale.id, f"{thread}-{n}", "k", {"a": 1})
         n += 1
-def start():
-    while not done.wait(0.0001): engine.start()
+def hold(lock, taken):
+    with lock:
+        taken.set()
+        time.sleep(0.2)
+locks = [sync._lock, engine._thread._lock, threading.Lock()]
 hammers = [threading.Thread(target=hammer, args=(n,)) for n in range(2)]
-hammers.append(threading.Thread(target=start))
 for thread in hammers: thread.start()
-for child in range(3):
-    # However busy the parent's threads are, no lock of theirs is left taken.
+for child, lock in enumerate(locks):
+    # Whatever the parent's threads are at, no lock is left taken in the child.
+    taken = threading.Event()
+    holder = threading.Thread(target=hold, args=(lock, taken))
+    holder.start()
+    taken.wait()
     if os.fork() == 0:
         started = engine.started
         again = engine.reserve(sale.id, "parent", "k", {"a": 1}).status.name
@@ -470,6 +477,7 @@ for child in range(3):
             tell(who="child", started=started, again=again, new=new, error=str(error))
         sys.exit(0)  # With all that a process does at its end.
     os.wait()
+    holder.join()
 done.set()
 for thread in hammers: thread.join()
 tell(who="parent", got=engine.reserve(sale.id, "child-2", "k", {"a": 1}).status.name)

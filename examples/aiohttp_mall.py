@@ -17,9 +17,7 @@ from collections.abc import AsyncIterator
 from aiohttp import web
 
 from seckill import Engine, Event, SeckillError
-from seckill.server import create_app
-from seckill.server.caller import Caller
-from seckill.server.problems import UNAUTHENTICATED, Problem
+from seckill.server import UNAUTHENTICATED, Caller, Problem, create_app
 
 SALE = os.environ.get("SECKILL_SALE", "evening-2026-11-28")
 SECRET = os.environ["MALL_SECRET"].encode()

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from seckill import order as orders
 from seckill import redis as servers
 from seckill.calls import Calls
-from seckill.errors import EngineClosed, InvalidInput, SeckillError, UnknownSale
+from seckill.errors import EngineClosed, InvalidInput, SeckillError, UnknownSale, UpgradeNeeded
 from seckill.keys import SALES, shard_keys
 from seckill.lane import Lane
 from seckill.lease import LEASE_MS_MAX
@@ -220,10 +220,12 @@ class Engine:
         return int(seconds) * 1_000 + int(micros) // 1_000
 
     async def snapshot(self, sale: str) -> Snapshot:
-        """One consistent picture of a sale. Raises UnknownSale."""
+        """One consistent picture of a sale. Raises UnknownSale, UpgradeNeeded."""
         for _ in range(2):
             shard = await self._shard(sale)
             reply = await self._calls.run("inspect", shard.keys)
+            if reply[0] == Status.UPGRADE_NEEDED:
+                raise UpgradeNeeded(sale)
             if reply[0] != Status.DONE:
                 break
             snapshot = read_snapshot(shard.sale, reply)

@@ -6,6 +6,7 @@ statuses, see ``seckill.status``; an exception is a bad call, a bad server or an
     │   └── SaleFileError       the same inside a sale file: names file and line as well
     ├── MissingExtra            an optional part is not installed: names the extra
     ├── UnknownSale             no sale of that id on this server
+    ├── UpgradeNeeded           the sale was made with another script format than this version's
     ├── EmbeddedError           the embedded server could not be found, started or owned
     ├── UnsuitableServer        this Redis must not carry a sale (eviction, too old, replica …)
     ├── RedisUnavailable        the server could not be reached; nothing was sent
@@ -32,6 +33,7 @@ __all__ = [
     "ServerFull",
     "UnknownSale",
     "UnsuitableServer",
+    "UpgradeNeeded",
 ]
 
 
@@ -86,6 +88,15 @@ class UnknownSale(SeckillError, LookupError):
     def __init__(self, sale: str) -> None:
         self.sale = sale
         super().__init__(f"no sale {sale!r} on this server; create it first (seckill sale list)")
+
+
+class UpgradeNeeded(SeckillError):
+    """The sale was made with another script format than this version knows. Another process, of
+    the version that made it, can serve it."""
+
+    def __init__(self, sale: str) -> None:
+        self.sale = sale
+        super().__init__(f"sale {sale!r} was made by another version; use a process of that one")
 
 
 class EmbeddedError(SeckillError):

@@ -11,6 +11,22 @@ except ModuleNotFoundError as error:
     raise MissingExtra("server", error.name or "aiohttp") from error
 
 from .app import create_app
+from .caller import Caller, Identify
+from .gate import Entry, Gate
+from .problems import FORBIDDEN, GATE_REFUSED, UNAUTHENTICATED, Problem
 from .run import run
+from .settings import Settings
 
-__all__ = ["create_app", "run"]
+__all__ = [
+    "FORBIDDEN",
+    "GATE_REFUSED",
+    "UNAUTHENTICATED",
+    "Caller",
+    "Entry",
+    "Gate",
+    "Identify",
+    "Problem",
+    "Settings",
+    "create_app",
+    "run",
+]

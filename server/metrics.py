@@ -23,7 +23,7 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import CollectorRegistry
 
 from seckill.engine import Engine
-from seckill.errors import SeckillError, UnknownSale
+from seckill.errors import SeckillError, UnknownSale, UpgradeNeeded
 from seckill.lane import SIZE_BOUNDS, TRIP_BOUNDS_S, Lane
 from seckill.snapshot import Snapshot
 from seckill.tally import Histogram
@@ -258,8 +258,8 @@ class _Sales:
         for name in names[:LOOKS_MAX]:
             try:
                 snapshot = await self._engine.snapshot(name)
-            except UnknownSale:
-                continue  # Its creation was cut short.
+            except (UnknownSale, UpgradeNeeded):
+                continue  # Its creation was cut short, or another version made it.
             if snapshot.state == "settled":
                 self._settled.add(name)
             else:

@@ -23,7 +23,7 @@ import msgspec
 from aiohttp import web
 
 from seckill.engine import Engine
-from seckill.errors import OutcomeUnknown, RedisUnavailable, UnknownSale
+from seckill.errors import OutcomeUnknown, RedisUnavailable, UnknownSale, UpgradeNeeded
 from seckill.sale import check_sale_id
 from seckill.snapshot import Snapshot
 
@@ -233,8 +233,8 @@ class Pages:
     async def _page_of(self, sale: str) -> SalePage | None:
         try:
             return await self._sales.get(sale)
-        except UnknownSale:
-            # The list may name a sale whose creation was cut short.
+        except (UnknownSale, UpgradeNeeded):
+            # The list may name a sale whose creation was cut short, or that is another version's.
             return None
 
 

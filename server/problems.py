@@ -28,6 +28,7 @@ from seckill.errors import (
     ServerFull,
     UnknownSale,
     UnsuitableServer,
+    UpgradeNeeded,
 )
 from seckill.order import Order
 from seckill.status import Status
@@ -157,6 +158,7 @@ STORAGE_FULL: Final = Kind(503, "storage_full", "the sale's server is full; noth
 RAISED: Final[dict[type[SeckillError], Kind]] = {
     InvalidInput: INVALID_INPUT,
     UnknownSale: ANSWERS[Status.UNKNOWN_SALE],
+    UpgradeNeeded: ANSWERS[Status.UPGRADE_NEEDED],
     Overloaded: OVERLOADED,
     OutcomeUnknown: OUTCOME_UNKNOWN,
     RedisUnavailable: UNAVAILABLE,

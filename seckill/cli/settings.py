@@ -40,7 +40,11 @@ def settings(
     if check is not None:
         changed = sum(row.source != "default" for row in found)
         said = f"{check} is in order; {changed} of {len(found)} settings are not the default"
-        out.answer({"ok": True, "changed": changed}, Text.assemble(("✓ ", "green"), said))
+        if json:
+            out.answer({"ok": True, "changed": changed})
+        else:
+            # A path is not to be folded.
+            out.console.print(Text.assemble(("✓ ", "green"), said), soft_wrap=True)
         return
     table = new_table("setting", "~value", "~from")
     for row in found:

@@ -126,11 +126,14 @@ class Journal:
 
     async def acquire(self) -> bytes | None:
         """Takes the lease; None, or the token of who holds it."""
+        key = self._keys.lease
         asked_at = monotonic()
         async with asyncio.timeout(PATIENCE_S):
-            ours = await self._client.set(self._keys.lease, self._token, nx=True, px=self._lease_ms)
-            if not ours:
-                return await self._client.get(self._keys.lease) or b"?"
+            if not await self._client.set(key, self._token, nx=True, px=self._lease_ms):
+                holder: bytes = await self._client.get(key) or b"?"
+                # It may be ours from before, when this relay takes the sale up anew.
+                if holder != self._token or not await self._client.pexpire(key, self._lease_ms):
+                    return holder
         self._valid_until = asked_at + self._lease_ms / 1000
         return None
 

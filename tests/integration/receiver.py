@@ -49,6 +49,8 @@ class Receiver:
         self.faults: list[str] = []
         """What should not have come: a bad signature, or an event before its turn."""
         self.attempts: Counter[str] = Counter()
+        self.poured = 0
+        """Bytes of endless answers that somebody has read."""
         self.busy = 0
         self.busy_max = 0
         self.headers: dict[str, str] = {}
@@ -167,6 +169,7 @@ class Receiver:
                 while True:
                     writer.write(b"x" * 100_000)
                     await writer.drain()
+                    self.poured += 100_000
             case "redirect":
                 writer.write(b"HTTP/1.1 307 T\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n")
             case _:

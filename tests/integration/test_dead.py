@@ -15,10 +15,12 @@ from seckill.engine import Engine
 from seckill.keys import relay_keys, stream_key
 from seckill.order import Order
 from seckill.relay import journal
+from seckill.relay.journal import Entry, Journal, LeaseLost
 from seckill.sale import Sale
 from tests.conftest import MakeSale
 from tests.integration.receiver import Receiver, endpoint, receiving
 from tests.integration.test_relay import pending, relay_once, relaying, sell, until
+from tests.support import new_sale_id
 
 
 @pytest.fixture
@@ -184,6 +186,26 @@ async def test_dropped_beside_the_running_relay(
         await receiver.expect(engine, sale.id)
         await until(lambda: not receiver.unseen())
         await until(lambda: not client.exists(relay_keys(sale.id).again))
+
+
+async def test_who_has_lost_the_lease_writes_nothing(aclient: Any, client: redis.Redis) -> None:
+    sale = new_sale_id()
+    keys = relay_keys(sale)
+    late, active = (Journal(aclient, sale, token, lease_ms=60_000) for token in (b"1", b"2"))
+    assert await late.acquire() is None
+    assert await active.acquire() == b"1"
+    assert await late.acquire() is None  # It was its own.
+    client.delete(keys.lease)  # It has run out.
+    assert await active.acquire() is None
+    late.bury(Letter(1, 1, "sale", "opened", False, "HTTP 410", 1, 1), Entry(b"1-1", 1, 0))
+    late.done(Entry(b"1-9", 3, 0), 1)
+    late.heard("sale")
+    for release in (False, True):
+        with pytest.raises(LeaseLost):
+            await late.write(release=release)
+    assert client.keys(f"sk:{{{sale}:0}}:*") == [keys.lease.encode()]
+    await active.write(release=True)
+    assert not client.exists(keys.lease)
 
 
 async def test_no_room_for_more(

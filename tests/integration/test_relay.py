@@ -10,6 +10,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -254,6 +255,8 @@ async def test_answers_that_never_end(
     assert (tally.delivered, tally.failed) == (count, 0)
     assert receiver.unseen() == {}
     assert len(receiver.taken) == count
+    # What the kernel's buffers hold, not what a second of reading would bring.
+    assert receiver.poured < count * 20_000_000
 
 
 async def test_one_bad_order_does_not_stop_the_others(
@@ -289,10 +292,11 @@ async def test_a_down_endpoint_is_asked_now_and_then(
     ) as relay:
         await until(lambda: relay.turns.down)
         await until(lambda: receiver.busy == 0)
-        before = receiver.attempts.total()
+        before, since = receiver.attempts.total(), time.monotonic()
         await asyncio.sleep(1)
         # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most.
-        assert 1 <= receiver.attempts.total() - before <= 14
+        elapsed = time.monotonic() - since
+        assert 1 <= receiver.attempts.total() - before <= elapsed / 0.1 + 4
         receiver.behave = lambda body, attempt: "204"
         await until(lambda: len(set(receiver.taken)) >= count)
     assert receiver.unseen() == {}
@@ -382,6 +386,7 @@ async def test_stop_finishes_what_is_under_way(
     assert not client.exists(relay_keys(sale.id).lease)
     receiver.behave = lambda body, attempt: "204"
     await relay_once(engine, endpoint(receiver), sale)
+    await until(lambda: not receiver.busy)
     assert receiver.unseen() == {}
     # Nothing came twice: not even what shares its entry with events that were left.
     assert len(receiver.taken) == count

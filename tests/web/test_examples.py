@@ -192,7 +192,8 @@ class Buyer:
                 await asyncio.sleep(0.05)
 
 
-async def shop(mall: Mall, bases: list[str], buyers: list[aiohttp.ClientSession]) -> None:
+async def shop(mall: Mall, bases: list[str], buyers: list[aiohttp.ClientSession]) -> str:
+    """Ann buys, Bob looks on. Returns the order that is paid in the end."""
     ann, bob, stranger = (Buyer(mall, bases, session) for session in buyers)
     assert (await stranger.buy(0, "cart-1"))[0] == 401
     await ann.log_in("ann")
@@ -220,6 +221,7 @@ async def shop(mall: Mall, bases: list[str], buyers: list[aiohttp.ClientSession]
     await ann.sees(1, order, "confirmed")
     assert (await bob.ask(0, "GET", f"/orders/{order}"))[0] == 404
     assert (await ann.pay(0, order))[0] == 409, "it is paid"
+    return str(order)
 
 
 @pytest.mark.slow
@@ -246,7 +248,11 @@ async def test_a_mall_sells(mall: Mall, tmp_path: Path) -> None:
             )
             for _ in range(3)
         ]
-        await shop(mall, bases, buyers)
+        paid = await engine.order(SALE, await shop(mall, bases, buyers))
+        assert paid is not None
+        assert paid.payments == ("wx-2",)
+        units = (await engine.snapshot(SALE)).stock[SKU]
+        assert (units.held, units.confirmed) == (1, 1)
         for server in servers:
             # The engine ends in time, whatever the framework does at its end.
             await server.end()

@@ -178,7 +178,7 @@ class Engine:
         return self._call(AsyncEngine.now_ms)
 
     def snapshot(self, sale: str) -> Snapshot:
-        """One consistent picture of a sale. Raises UnknownSale."""
+        """One consistent picture of a sale. Raises UnknownSale, UpgradeNeeded."""
         return self._call(AsyncEngine.snapshot, sale)
 
     def add_stock(self, sale: str, sku: str, units: int, *, key: str) -> StockOutcome:

@@ -161,7 +161,7 @@ async def stock(request: web.Request) -> web.Response:
     zh="场次报表：库存、订单数、成交额",
     who="admin",
     answer=ReportDocument,
-    statuses=(Status.UNKNOWN_SALE,),
+    statuses=_ON_SALE,
 )
 async def report(request: web.Request) -> web.Response:
     """Shows a sale in numbers: one consistent picture of its stock and orders."""

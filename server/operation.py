@@ -23,7 +23,12 @@ Who = Literal["anyone", "user", "backend", "admin", "metrics"]
 # Whatever is asked may end like this.
 _ALWAYS: Final = (problems.INTERNAL, problems.BUSY, problems.SHUTTING_DOWN)
 _ENGINE: Final = (problems.UNAVAILABLE, problems.OUTCOME_UNKNOWN)
-_SECURED: Final = (problems.UNAUTHENTICATED, problems.TOKEN_EXPIRED, problems.FORBIDDEN)
+_SECURED: Final = (
+    problems.UNAUTHENTICATED,
+    problems.TOKEN_EXPIRED,
+    problems.FORBIDDEN,
+    problems.KEYS_UNAVAILABLE,
+)
 _BODY: Final = (
     problems.MALFORMED_JSON,
     problems.INVALID_INPUT,

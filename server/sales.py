@@ -36,7 +36,7 @@ async def index(request: web.Request) -> web.Response:
     id="show_sale",
     zh="一个场次及其商品",
     answer=SaleDocument,
-    statuses=(Status.UNKNOWN_SALE,),
+    statuses=(Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED),
     cached=True,
 )
 async def show(request: web.Request) -> web.Response:

@@ -69,9 +69,9 @@ def relay(
     }
     options = {name: option for name, option in given.items() if option[1] is not None}
     settings = _read(config, options)
+    engine = _target(settings).engine(sweep_ms=0)
     endpoint = _endpoint(settings.webhook)
     log.configure(settings.log)
-    engine = _target(settings).engine(sweep_ms=0)
     tally = asyncio.run(_run(engine, endpoint, tuple(sale or ()), once=once))
     if once and (tally.left or tally.dead or tally.elsewhere):
         raise typer.Exit(1)

@@ -15,6 +15,7 @@ from seckill.engine import Engine
 from seckill.keys import relay_keys, stream_key
 from seckill.order import Order
 from seckill.relay import journal
+from seckill.relay.delivery import Delivery
 from seckill.relay.journal import Entry, Journal, LeaseLost
 from seckill.sale import Sale
 from tests.conftest import MakeSale
@@ -145,6 +146,31 @@ async def test_a_relay_that_was_killed_while_it_retried(
     refuse(receiver)
     await relay_once(engine, endpoint(receiver), sale)
     assert receiver.unseen() == {}
+
+
+async def test_a_wish_that_comes_before_the_letter(
+    engine: Engine,
+    open_sale: MakeSale,
+    receiver: Receiver,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A letter that is not in Redis yet must not be taken for one that was dropped."""
+    sale = await open_sale()
+    (order, *_) = await sell(engine, sale, 2)
+    await receiver.expect(engine, sale.id)
+    held, *_ = await seqs_of(engine, sale, order)
+    refuse(receiver, held)
+    keep = Delivery._keep
+
+    def keep_and_ask(delivery: Delivery, *args: Any, **options: Any) -> bool:
+        kept = keep(delivery, *args, **options)
+        delivery._resend({order.id})
+        return kept
+
+    monkeypatch.setattr(Delivery, "_keep", keep_and_ask)
+    await relay_once(engine, endpoint(receiver), sale)
+    assert client.hlen(relay_keys(sale.id).dead) == 3
 
 
 async def test_dropped(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 import ssl
@@ -32,7 +33,9 @@ from seckill.server import wire
 from seckill.stream import EventKind
 from tests.conftest import MakeEngine, MakeSale
 from tests.integration.receiver import QUICK, SECRET, Receiver, endpoint, receiving
-from tests.support import make_sale, travel
+from tests.support import make_item, make_sale, travel
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
@@ -153,7 +156,7 @@ async def test_every_kind_of_event(
     assert client.exists(*relay_keys(sale.id)) == 0
 
 
-async def test_each_secret_signs(engine: Engine, open_sale: MakeSale, receiver: Receiver) -> None:
+def test_each_secret_signs() -> None:
     body = b'{"id": "t:1"}'
     new, old = b"n" * 32, b"o" * 32
     both = webhook.sign(body, (new, old), 1_700_000_000)
@@ -163,6 +166,64 @@ async def test_each_secret_signs(engine: Engine, open_sale: MakeSale, receiver: 
     assert webhook.sign(body, (old,), 1_700_000_000) == f"{at},{second}"
     assert webhook.sign(body, (new,), 1_700_000_001).partition(",")[2] != first
     assert webhook.sign(body + b" ", (new,), 1_700_000_000).partition(",")[2] != first
+
+
+def test_the_guide_signs_as_the_relay_does() -> None:
+    text = (ROOT / "docs" / "webhook.md").read_text(encoding="utf-8")
+    found = re.search(
+        r"(?s)Seckill-Signature: (t=(\d+),v1=\w+)\n```\n\n.*? body `(.*?)` by the secret `(\w+)`",
+        text,
+    )
+    assert found
+    header, at, body, secret = found.groups()
+    assert header == webhook.sign(body.encode(), (secret.encode(),), int(at))
+
+
+def matches(shown: Any, real: Any) -> bool:
+    """Whether a guide's example shows this. "…" stands for any text, and as a key for those that
+    are left out; numbers above a million are times."""
+    if isinstance(shown, dict) and isinstance(real, dict):
+        names = shown.keys() - {"…"}
+        if names - real.keys() or ("…" not in shown and real.keys() != names):
+            return False
+        return all(matches(shown[name], real[name]) for name in names)
+    if isinstance(shown, list) and isinstance(real, list):
+        return len(shown) == len(real) and all(map(matches, shown, real))
+    if type(shown) is int and shown > 10**6:
+        return type(real) is int and real > 10**6
+    return bool(shown in ("…", real))
+
+
+async def test_the_guide_shows_what_arrives(engine: Engine, receiver: Receiver) -> None:
+    text = (ROOT / "docs" / "webhook.md").read_text(encoding="utf-8")
+    sale = make_sale(title="今晚八点", items=(make_item("MUG", total=3, price_fen=5_900),))
+    await engine.create(sale)
+    await engine.open(sale.id)
+    carts = {"buyer-7": "addr=55", "buyer-8": "", "buyer-9": ""}
+    orders = []
+    for number, (buyer, attrs) in enumerate(carts.items()):
+        outcome = await engine.reserve(sale.id, buyer, f"cart-{number}", {"MUG": 1}, attrs=attrs)
+        assert outcome.order is not None
+        orders.append(outcome.order.id)
+    await engine.begin_payment(sale.id, orders[0])
+    await engine.confirm(sale.id, orders[0], "wx-1")
+    await engine.release(sale.id, orders[1])
+    await engine.confirm(sale.id, orders[1], "wx-2")
+    await travel(engine, sale.id, sale.hold_ms)
+    await engine._expire(sale.id, 10)
+    await engine.refund(sale.id, orders[0], "re-1", return_units=True, return_limit=False)
+    await engine.pause(sale.id, "盘点")
+    await engine.resume(sale.id)
+    await engine.add_stock(sale.id, "MUG", 2, key="second-box")
+    await engine.close(sale.id)
+    await relay_once(engine, endpoint(receiver), sale)
+    real = {body["kind"]: body for body in receiver.bodies.values() if body["seq"] not in (4, 5)}
+    examples = re.findall(r"(?ms)^```\n(\{.*?\})\n```$", text)
+    shown = {one["kind"]: one for one in map(json.loads, examples)}
+    assert list(shown) == list(EventKind)
+    for kind, example in shown.items():
+        adapted = json.loads(json.dumps(example).replace("tonight", sale.id))
+        assert matches(adapted, real[kind]), (kind, real[kind])
 
 
 # -- misbehaviour -----------------------------------------------------------------------------
@@ -360,6 +421,23 @@ async def test_events_come_while_it_runs(
         await until(lambda: not receiver.unseen(), 5)
 
 
+async def test_an_idle_relay_waits(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+) -> None:
+    sale = await open_sale()
+
+    def reads() -> int:
+        facts: Any = client.info("commandstats")
+        return int(facts.get("cmdstat_xreadgroup", {"calls": 0})["calls"])
+
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
+        await until(lambda: len(receiver.taken) == 2)
+        await asyncio.sleep(0.1)
+        before = reads()
+        await asyncio.sleep(0.5)
+        assert reads() - before <= 1
+
+
 async def test_named_sales_only(engine: Engine, open_sale: MakeSale, receiver: Receiver) -> None:
     named, other = await open_sale(), await open_sale()
     assert (await relay_once(engine, endpoint(receiver), named)).delivered == 2
@@ -517,6 +595,25 @@ async def test_redis_goes_away(
         await receiver.expect(engine, sale.id)
         await until(lambda: not receiver.unseen())
     assert pending(client, sale.id) == 0
+
+
+async def test_a_lease_in_doubt_stops_everything(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The sale is taken up anew then, and whoever stopped goes on."""
+    sale = await open_sale({"a": 20})
+    await sell(engine, sale, 10)
+    await receiver.expect(engine, sale.id)
+    asked = 0
+
+    def held(_: journal.Journal) -> bool:
+        nonlocal asked
+        asked += 1
+        return asked not in (3, 9)
+
+    monkeypatch.setattr(journal.Journal, "held", property(held))
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
+        await until(lambda: not receiver.unseen())
 
 
 async def test_redis_is_full(

@@ -55,7 +55,8 @@ class TwinMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.engine = Engine(self.world.url, durability="memory", sweep_ms=0)
+        # Without leases: the twin knows at once that a unit has come back.
+        self.engine = Engine(self.world.url, durability="memory", sweep_ms=0, lease_ms=0)
         self.world.run(self.engine.start())
         self.touched = ""
 

@@ -6,6 +6,7 @@ import json
 import re
 import shlex
 from collections.abc import Awaitable, Callable
+from hashlib import sha256
 from html import unescape
 from html.parser import HTMLParser
 from io import BytesIO
@@ -17,6 +18,7 @@ import pytest
 from aiohttp import ClientSession, web
 from schemathesis.specs.openapi.definitions import OPENAPI_31
 
+from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.server import create_app
 from seckill.server.app import ROUTES
@@ -25,9 +27,11 @@ from seckill.server.codes_zh import CODES_ZH
 from seckill.server.openapi import describe, every_kind
 from seckill.server.operation import Operation, operation_of
 from seckill.server.problems import ANSWERS, RAISED
+from seckill.server.settings import ApiKey, Limits, Settings, Users
 from seckill.status import Status
 from tests.support import HOUR_MS, make_item, new_sale_id, travel
 from tests.web.intake import Answer, Intake, serving, trusting
+from tests.web.mall import SECRET, signed
 from tests.web.test_admin import SALE
 
 LUA = Path(__file__).parents[2] / "lua"
@@ -249,6 +253,47 @@ async def merchants(ask: Asked) -> None:
     await ask("POST", there, {"sku": "a", "units": 1}, Idempotency_Key="k")
     for one in (sale, "none", "n!ne"):
         await ask("GET", f"/v1/admin/sales/{one}/report")
+
+
+# -- who may do it ----------------------------------------------------------------------------
+
+SCOPES: tuple[Any, ...] = ("backend", "admin", "metrics")
+KEYS = {scope: f"sk_{scope}_{'0' * 40}" for scope in SCOPES}
+
+
+async def test_nobody_may_do_more_than_is_described(
+    redis_server: EmbeddedServer, document: dict[str, Any]
+) -> None:
+    keys = tuple(
+        ApiKey(name=scope, hash=f"sha256:{sha256(key.encode()).hexdigest()}", scopes=(scope,))
+        for scope, key in KEYS.items()
+    )
+    users = Users(secrets=(SECRET,))  # type: ignore[arg-type]
+    settings = Settings(keys=keys, users=users, limits=Limits(buyer_per_s=0))
+    proofs = {"user": signed(), **KEYS}
+    engine = Engine(redis_server.url, durability="memory", sweep_ms=0)
+    async with engine, serving(create_app(engine, settings)) as base, ClientSession() as session:
+        for path, methods in document["paths"].items():
+            url = base + path.replace("{sale}", "none").replace("{order}", NO_ORDER)
+            for method, operation in methods.items():
+                for proof in (None, "wrong", expired := signed(exp=1), *proofs.values()):
+                    headers = {"Authorization": f"Bearer {proof}"} if proof else {}
+                    async with session.request(method, url, headers=headers) as response:
+                        seen = response.status
+                        code = json.loads(await response.read()).get("code") if seen > 400 else ""
+                    allowed = {
+                        proofs["user"] if "user" in one else KEYS[scope]
+                        for one in operation["security"]
+                        for scope in one.get("key", ["user"])
+                    }
+                    if not operation["security"] or proof in allowed:
+                        assert seen not in (401, 403), (method, path, proof)
+                    elif proof in proofs.values():
+                        assert (seen, code) == (403, "forbidden"), (method, path, proof)
+                    else:
+                        assert seen == 401, (method, path, proof)
+                        assert "WWW-Authenticate" in response.headers
+                        assert (code == "token_expired") == (proof == expired)
 
 
 # -- where it stands --------------------------------------------------------------------------

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 import time
 from datetime import UTC, datetime, timedelta
 
@@ -10,12 +12,12 @@ import pytest
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
-from seckill.keys import SALES
+from seckill.keys import SALES, shard_keys
 from seckill.sale import Sale
 from seckill.server.pages import Memory, Page
 from seckill.snapshot import Snapshot
 from tests.support import HOUR_MS, async_client, make_item, make_sale, travel
-from tests.web.intake import Intake
+from tests.web.intake import Intake, intake_on
 
 
 @pytest.fixture
@@ -239,6 +241,48 @@ async def test_not_modified(intake: Intake, always_looking: None) -> None:
     assert (await intake.get(path)).headers["ETag"] == etag
     await intake.reserve(sale.id, "b2", a=9)
     assert (await intake.get(path)).headers["ETag"] != etag
+
+
+async def test_an_old_page_is_better_than_none(
+    redis_server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with intake_on(redis_server.url, timeout_ms=1_000) as intake:
+        sale = await intake.open_sale()
+        paths = (f"/v1/sales/{sale.id}", "/v1/sales")
+        fresh = [await intake.get(path) for path in paths]
+        os.kill(redis_server.pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(1.1)
+            for path, before in zip(paths, fresh, strict=True):
+                began_s = time.monotonic()
+                pages = await asyncio.gather(*(intake.get(path) for _ in range(50)))
+                # Nobody waits for Redis to give up.
+                assert time.monotonic() - began_s < 0.9
+                for page in pages:
+                    assert (page.http, page.body) == (200, before.body)
+                    assert int(page.headers["Age"]) >= 1
+                    assert "stale-if-error=30" in page.headers["Cache-Control"]
+            monkeypatch.setattr("seckill.server.pages.STALE_S", 0.0)
+            for path in paths:
+                answer = await intake.get(path)
+                assert answer.code in ("outcome_unknown", "unavailable")
+                assert answer.is_problem(503, answer.code)
+        finally:
+            os.kill(redis_server.pid, signal.SIGCONT)
+        # After a failure there is a pause before the next look.
+        await asyncio.sleep(1.1)
+        page = await intake.get(paths[0])
+        assert page.http == 200
+        assert "Age" not in page.headers
+
+
+async def test_what_is_gone_is_not_shown(intake: Intake, redis_server: EmbeddedServer) -> None:
+    sale = await intake.open_sale()
+    assert (await intake.get(f"/v1/sales/{sale.id}")).http == 200
+    async with async_client(redis_server.url) as client:
+        await client.delete(*shard_keys(sale.id))
+    await asyncio.sleep(1.05)
+    assert (await intake.get(f"/v1/sales/{sale.id}")).is_problem(404, "unknown_sale")
 
 
 async def test_memory_is_bounded(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:

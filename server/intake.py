@@ -54,7 +54,6 @@ class Intake:
         self.read_timeout_s = settings.server.read_timeout_s
         self.max_in_flight = settings.server.max_in_flight
         self.in_flight = 0
-        self.draining = False
 
     def take_client(self, request: web.Request) -> None:
         """Raises Problem when this address asks too often."""

@@ -62,6 +62,7 @@ class Plain(Reply):
             _version(self) == self._untouched
             and request.version == HttpVersion11
             and request.keep_alive
+            and super().keep_alive is not False
             and request.method != "HEAD"
             and not self._cookies
             and not _hooks(request)

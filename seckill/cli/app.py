@@ -20,6 +20,7 @@ from seckill.cli import (
     pause,
     sales,
     serve,
+    settings,
     stock,
     top,
     verify,
@@ -40,6 +41,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("serve")(serve.serve)
+app.command("settings")(settings.settings)
 app.add_typer(sales.app, name="sale", help="Create, open, pause, close and show sales.")
 app.add_typer(stock.app, name="stock", help="Show, add and take units while a sale runs.")
 app.add_typer(orders.app, name="order", help="Look at one order, or move it along by hand.")

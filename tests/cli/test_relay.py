@@ -16,8 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 
 from seckill.embedded import EmbeddedServer
+from seckill.keys import relay_keys
 from tests.cli.conftest import Seckill, run_seckill
 
 SIGNER = "this secret has more than 32 bytes in it"
@@ -127,15 +129,25 @@ def test_until_sigterm(
     sale = sell(seckill, sale_file)
     with relaying(server, config, tmp_path) as process:
         until(lambda: len([event for event in hook.events if event["sale"] == sale]) == 2)
-        # Another one beside it says who is at work, and leaves it alone.
-        beside = seckill("relay", "--once", "--sale", sale, "--config", str(config))
-        assert beside.code == 1
-        assert f"sale {sale}: another relay has it" in beside.err
         process.send_signal(signal.SIGTERM)
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
     assert "Traceback" not in err
     assert re.search(rf"sale {sale}: this relay has it", err)
+
+
+@pytest.mark.slow
+def test_once_beside_a_running_one(
+    seckill: Seckill, sale_file: SaleFile, hook: Hook, config: Path, client: redis.Redis
+) -> None:
+    """It waits for as long as a dead relay's lease would last, and then says who is at work."""
+    sale = sell(seckill, sale_file)
+    client.set(relay_keys(sale).lease, "mall-1-2345")
+    beside = seckill("relay", "--once", "--sale", sale, "--config", str(config))
+    assert beside.code == 1
+    assert f"sale {sale}: standing by, relay mall-1-2345 has it" in beside.err
+    assert f"sale {sale}: another relay has it" in beside.err
+    assert hook.events == []
 
 
 @pytest.mark.slow

@@ -111,7 +111,7 @@ async def test_retried_beside_the_running_relay(
     held, paying, _ = await seqs_of(engine, sale, order)
     keys = relay_keys(sale.id)
     refuse(receiver, held)
-    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=300):
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=1_000):
         await until(lambda: client.hlen(keys.dead) == 3)
         await retry(engine, sale, order.id)
         await until(lambda: receiver.attempts[f"{sale.id}:{held}"] == 2)
@@ -204,7 +204,7 @@ async def test_dropped_beside_the_running_relay(
     await receiver.expect(engine, sale.id)
     seqs = await seqs_of(engine, sale, order)
     refuse(receiver, seqs[0])
-    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=300):
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=1_000):
         await until(lambda: client.hlen(relay_keys(sale.id).dead) == 3)
         await drop(engine, sale, *seqs)
         receiver.excused.update(seqs)
@@ -251,7 +251,7 @@ async def test_no_room_for_more(
         "410" if body["order"] and body["order"]["id"] in bad else "204"
     )
     keys = relay_keys(sale.id)
-    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=300) as relay:
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=1_000) as relay:
         await until(lambda: client.hlen(keys.dead) == 4)
         await until(lambda: len(set(receiver.taken)) >= count - 9)
         await asyncio.sleep(0.3)

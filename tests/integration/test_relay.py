@@ -540,7 +540,7 @@ async def test_only_one_relay_is_active(
     count = await receiver.expect(engine, sale.id)
     other = await make_engine()
     to = endpoint(receiver)
-    options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 300}
+    options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 1_000}
     async with relaying(engine, to, **options) as first, relaying(other, to, **options) as second:
         await until(lambda: len(set(receiver.taken)) >= count)
         assert bool(first.deliveries) != bool(second.deliveries)
@@ -548,7 +548,7 @@ async def test_only_one_relay_is_active(
         busy, standby = (first, second) if first.deliveries else (second, first)
         assert standby.tally.delivered == 0
         # `--once` beside it says so, and does nothing.
-        tally = await relay_once(engine, to, sale, lease_ms=300)
+        tally = await relay_once(engine, to, sale, lease_ms=1_000)
         assert (tally.elsewhere, tally.delivered) == ((sale.id,), 0)
         busy.stop()
         await until(lambda: standby.deliveries)
@@ -569,7 +569,7 @@ async def test_a_relay_that_was_stopped_gives_way(
         await until(lambda: len(receiver.taken) > 20)
         child.send_signal(signal.SIGSTOP)
         receiver.behave = lambda body, attempt: "204"
-        async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=400) as relay:
+        async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=2_000) as relay:
             await until(lambda: relay.deliveries)
             child.send_signal(signal.SIGCONT)
             await until(lambda: not receiver.unseen())
@@ -598,7 +598,11 @@ async def test_redis_goes_away(
 
 
 async def test_a_lease_in_doubt_stops_everything(
-    engine: Engine, open_sale: MakeSale, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    engine: Engine,
+    open_sale: MakeSale,
+    receiver: Receiver,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     """The sale is taken up anew then, and whoever stopped goes on."""
     sale = await open_sale({"a": 20})
@@ -614,6 +618,7 @@ async def test_a_lease_in_doubt_stops_everything(
     monkeypatch.setattr(journal.Journal, "held", property(held))
     async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
         await until(lambda: not receiver.unseen())
+    assert f"sale {sale.id} is taken up anew: Redis was away" in caplog.text
 
 
 async def test_redis_is_full(

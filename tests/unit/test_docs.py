@@ -308,6 +308,7 @@ def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) ->
         raise Understood
 
     monkeypatch.setattr(Target, "engine", engine)
+    monkeypatch.setattr("seckill.server.workers.serve", engine)
     with pytest.raises(Understood):
         app(shlex.split(command)[1:], standalone_mode=False)
 

@@ -12,6 +12,7 @@ import pytest
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
+from seckill.errors import UnknownSale
 from seckill.keys import SALES, shard_keys
 from seckill.sale import Sale
 from seckill.server.pages import Memory, Page
@@ -305,6 +306,21 @@ async def test_memory_is_bounded(intake: Intake, monkeypatch: pytest.MonkeyPatch
     for n in kept * 3:
         await memory.get(str(n))
     assert [n for n in range(50) if str(n) in memory] == kept
+
+
+async def test_what_is_gone_is_forgotten() -> None:
+    async def look(key: str) -> Page:
+        if looks.pop():
+            raise UnknownSale(key)
+        return Page(fresh_until_s=0.0, body=b"", etag="")
+
+    looks = [True, False]
+    memory = Memory(look)
+    await memory.get("s")
+    assert "s" in memory
+    with pytest.raises(UnknownSale):
+        await memory.get("s")
+    assert "s" not in memory
 
 
 async def test_the_clock_is_the_sales(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -165,6 +165,18 @@ async def test_a_crowd_of_slow_clients_leaves_nothing_behind(site: Site) -> None
         writer.close()
 
 
+async def test_who_has_gone_is_forgotten_at_once() -> None:
+    async with serving(read_timeout_s=30.0) as site:
+        _, writer = await site.connect()
+        writer.write(HEAD)
+        await until_open(site, 1)
+        await asyncio.sleep(0.05)
+        assert len(site.connections.heads._watched) == 1
+        writer.close()
+        await until_open(site, 0)
+        assert len(site.connections.heads._watched) == 0
+
+
 async def test_the_last_answer_says_so() -> None:
     """At the end: one that is idle, one whose answer is under way, one that has begun to ask, and
     one that has connected and not been taken."""

@@ -225,6 +225,7 @@ async def test_a_key_is_replaced_under_load(
         assert (await stderr_of(intake)).count("settings read again, for 2 new workers") == 2
 
 
+@pytest.mark.slow
 async def test_bad_settings_change_nothing(
     redis_server: EmbeddedServer, sale: Sale, tmp_path: Path
 ) -> None:
@@ -274,6 +275,7 @@ async def test_an_embedded_server_outlives_its_workers(tmp_path: Path) -> None:
             assert (await engine.snapshot(sale.id)).orders == 51
 
 
+@pytest.mark.slow
 async def test_the_parent_is_killed(tmp_path: Path) -> None:
     async with serve("--embedded", str(tmp_path), "--workers", "2", "--dev") as intake:
         workers = workers_of(intake.child.pid)
@@ -303,6 +305,7 @@ async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale
             os.kill(redis_server.pid, signal.SIGCONT)
 
 
+@pytest.mark.slow
 async def test_a_new_worker_waits_for_redis(tmp_path: Path) -> None:
     """A worker dies while Redis is away. The other still answers, and the new one comes later."""
     with EmbeddedServer(tmp_path, appendfsync="no") as server:

@@ -17,7 +17,6 @@ from seckill.status import Status
 from .batch import BATCH_BYTES_MAX
 from .exchange import INTAKE, key_of, need, read, reply
 from .operation import Operation
-from .pages import pages_of
 from .problems import ANSWERS, STORAGE_FULL, Problem, refusal
 from .reply import Reply
 from .wire_admin import (
@@ -151,7 +150,7 @@ async def stock(request: web.Request) -> web.Response:
     now = await engine.add_stock(sale, wish.sku, wish.units, key=key)
     if not now.ok:
         return refusal(now.status)
-    pages_of(request.app[INTAKE]).changed()
+    request.app[INTAKE].pages.changed()
     kind = ANSWERS[now.status]
     return reply(stock_document(kind.code, sale, wish.sku, now), kind.http, kind.code)
 
@@ -177,7 +176,7 @@ async def _asked(request: web.Request) -> tuple[Engine, str]:
 def _answer(request: web.Request, outcome: Outcome) -> Reply:
     if not outcome.ok:
         return refusal(outcome.status)
-    pages_of(request.app[INTAKE]).changed()
+    request.app[INTAKE].pages.changed()
     kind = ANSWERS[outcome.status]
     document = SaleOutcomeDocument(kind.code, request.match_info["sale"])
     return reply(document, kind.http, kind.code)

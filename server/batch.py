@@ -14,7 +14,7 @@ from seckill.order import Outcome, Wish
 from seckill.status import Status
 
 from . import problems
-from .exchange import INTAKE, _invalid, need, read, reply
+from .exchange import INTAKE, invalid, need, read, reply
 from .operation import Operation
 from .problems import ANSWERS, is_bug, kind_of
 from .wire import (
@@ -73,7 +73,7 @@ def _order(raw: msgspec.Raw) -> BatchOrder | BatchAnswer:
     try:
         return _ORDER.decode(raw)
     except msgspec.ValidationError as error:
-        found = _invalid(str(error))
+        found = invalid(str(error))
         return BatchAnswer(found.kind.http, found.kind.code, None, found.detail, found.field)
     except (ValueError, RecursionError) as error:
         # The envelope was JSON, so what is left are characters that are none.

@@ -16,6 +16,7 @@ connection waits for a request), ``_request_handler`` (what is called for each r
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import socket
 from asyncio import Future
@@ -38,6 +39,10 @@ POLL_S: Final = 0.05
 # More at a time is quicker, fewer are shared more evenly.
 ACCEPT_MAX: Final = 4
 PAUSE_S: Final = 1.0
+# How long the rest of a body that was refused may take before its connection is cut.
+UNREAD_S: Final = 1.0
+# Of the garbage collector, see Runner.setup.
+GC_THRESHOLDS: Final = (10_000, 20, 20)
 # What is still under way after ``drain_s`` gets this long to be cancelled in good order.
 CANCEL_S: Final = 0.5
 
@@ -169,7 +174,13 @@ class Connections(web.Server):
     def __init__(
         self, handler: _Handler, *, read_timeout_s: float, keepalive_s: float, **options: Any
     ) -> None:
-        super().__init__(handler, keepalive_timeout=keepalive_s, access_log=None, **options)
+        super().__init__(
+            handler,
+            keepalive_timeout=keepalive_s,
+            lingering_time=UNREAD_S,
+            access_log=None,
+            **options,
+        )
         self._options = self._kwargs
         self.heads = Watch(read_timeout_s, _waits_on, Connection.refuse)
         # No answer fills the buffers of a client that reads, so this is for those that do not.
@@ -312,6 +323,11 @@ class Runner(web.AppRunner):
     async def setup(self) -> None:
         """Starts the application, and takes requests."""
         await super().setup()
+        # What is there now stays, so the collector need not look through it again and again; and
+        # what a request leaves is freed by count, so it need not look so often.
+        gc.collect()
+        gc.freeze()
+        gc.set_threshold(*GC_THRESHOLDS)
         server = self.server
         if server is not None:
             for sock in self._sockets:

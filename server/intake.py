@@ -17,6 +17,7 @@ from .clock import Clock
 from .gate import Gate
 from .limits import Limiter
 from .metrics import Metrics
+from .pages import Pages
 from .problems import RATE_LIMITED, Problem
 from .settings import Settings
 
@@ -44,6 +45,7 @@ class Intake:
         self.gate = gate
         self.metrics = metrics
         self.clock = Clock(engine)
+        self.pages = Pages(engine)
         self.addresses = Addresses(settings.server.trusted_proxies)
         self.buyers = (
             Limiter(limits.buyer_per_s, limits.buyer_burst) if limits.buyer_per_s else None

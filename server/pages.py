@@ -17,7 +17,6 @@ from collections.abc import Awaitable, Callable
 from hashlib import blake2b
 from time import monotonic
 from typing import Final, Generic, TypeVar
-from weakref import WeakKeyDictionary
 
 import msgspec
 from aiohttp import web
@@ -27,12 +26,11 @@ from seckill.errors import OutcomeUnknown, RedisUnavailable, UnknownSale, Upgrad
 from seckill.sale import check_sale_id
 from seckill.snapshot import Snapshot
 
-from .intake import Intake
 from .limits import Limiter
 from .reply import JSON, Reply
 from .wire import SaleEntry, SalesDocument, encode, sale_document, sale_entry
 
-__all__ = ["STALE_S", "Page", "Pages", "etag_of", "page_reply", "pages_of"]
+__all__ = ["STALE_S", "Page", "Pages", "etag_of", "page_reply"]
 
 PAGE_SALES: Final = 100
 FRESH_S: Final = 1.0
@@ -236,17 +234,6 @@ class Pages:
         except (UnknownSale, UpgradeNeeded):
             # The list may name a sale whose creation was cut short, or that is another version's.
             return None
-
-
-_PAGES: Final[WeakKeyDictionary[Intake, Pages]] = WeakKeyDictionary()
-
-
-def pages_of(intake: Intake) -> Pages:
-    """The pages of an intake."""
-    pages = _PAGES.get(intake)
-    if pages is None:
-        pages = _PAGES[intake] = Pages(intake.engine)
-    return pages
 
 
 def page_reply(request: web.Request, page: Page, max_age_s: int, media: str = JSON) -> Reply:

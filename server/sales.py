@@ -11,7 +11,7 @@ from seckill.status import Status
 
 from .exchange import INTAKE, reply
 from .operation import Operation
-from .pages import page_reply, pages_of
+from .pages import page_reply
 from .wire import SaleDocument, SalesDocument, TimeDocument
 
 __all__ = ["ROUTES"]
@@ -28,7 +28,7 @@ MAX_AGE_S: Final = 1
 )
 async def index(request: web.Request) -> web.Response:
     """Lists the sales by id, 100 a page."""
-    page = await pages_of(request.app[INTAKE]).list(request.query.get("after", ""))
+    page = await request.app[INTAKE].pages.list(request.query.get("after", ""))
     return page_reply(request, page, MAX_AGE_S)
 
 
@@ -41,7 +41,7 @@ async def index(request: web.Request) -> web.Response:
 )
 async def show(request: web.Request) -> web.Response:
     """Shows one sale with its items."""
-    page = await pages_of(request.app[INTAKE]).sale(request.match_info["sale"])
+    page = await request.app[INTAKE].pages.sale(request.match_info["sale"])
     return page_reply(request, page, MAX_AGE_S)
 
 

@@ -12,12 +12,14 @@ from typing import Annotated, Final
 import typer
 
 from seckill.cli import (
+    dead,
     demo,
     doctor,
     inspect,
     keys,
     orders,
     pause,
+    relay,
     sales,
     serve,
     settings,
@@ -47,6 +49,8 @@ app.add_typer(stock.app, name="stock", help="Show, add and take units while a sa
 app.add_typer(orders.app, name="order", help="Look at one order, or move it along by hand.")
 app.add_typer(keys.app, name="key", help="Make API keys for the mall's own programs.")
 app.command("inspect")(inspect.inspect)
+app.command("relay")(relay.relay)
+app.add_typer(dead.app, name="dead", help="Show, retry and drop events the mall did not take.")
 app.command("doctor")(doctor.doctor)
 app.command("top")(top.top)
 app.command("pause")(pause.pause)

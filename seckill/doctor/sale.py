@@ -38,6 +38,7 @@ _COPIES: Final = (
     "limit_per_buyer",
     "max_lapsed",
 )
+UPTIME_ERROR_MS: Final = 2_000
 _BROKEN: Final = "call a person; if it can't be mended, create the sale under another id"
 
 
@@ -255,7 +256,8 @@ def _home(sale: SaleReading, reading: Reading) -> Finding:
     created_ms = int(sale.oldest.partition("-")[0] or 0)
     started_ms = sale.now_ms - int(reading.info.get("uptime_in_seconds", 0)) * 1_000
     was_replica = str(reading.info.get("master_replid2", "0")).strip("0") != ""
-    if was_replica or started_ms < created_ms:
+    # Uptime comes in whole seconds, and a sale may be made just before its server is restarted.
+    if was_replica or started_ms < created_ms - UPTIME_ERROR_MS:
         how = "a replica that was promoted" if was_replica else "another one, and no restart of it"
         return red(
             "home",

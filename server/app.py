@@ -21,10 +21,11 @@ from .batch import BATCH_BYTES_MAX
 from .caller import Caller, Identify
 from .cors import cors
 from .gate import Gate, built_in
-from .guard import guarded
+from .guard import Guard
 from .intake import INTAKE, Intake
 from .metrics import Metrics
 from .settings import Settings
+from .short_cut import short_cut
 
 __all__ = ["ROUTES", "create_app"]
 
@@ -67,6 +68,8 @@ def create_app(
         metrics=metrics,
     )
 
+    guard = Guard(intake)
+
     async def running(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
             if not engine.started:
@@ -83,7 +86,9 @@ def create_app(
     )
     app[INTAKE] = intake
     app.cleanup_ctx.append(running)
-    app.add_routes(guarded(intake, ROUTES))
+    app.add_routes(guard.routes(ROUTES))
+    if identify is None and not origins:
+        intake.short_cut = short_cut(intake, guard)
     return app
 
 

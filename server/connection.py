@@ -28,6 +28,7 @@ from aiohttp import web
 
 from .listen import BACKLOG, address_of
 from .settings import Server
+from .short_cut import with_short_cut
 
 __all__ = ["Connection", "Connections", "Runner"]
 
@@ -347,7 +348,7 @@ class Runner(web.AppRunner):
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
         return Connections(
-            made.request_handler,
+            with_short_cut(self.app, made.request_handler),
             request_factory=made.request_factory,
             read_timeout_s=self._options.read_timeout_s,
             keepalive_s=self._options.keepalive_s,

@@ -13,13 +13,13 @@ from time import monotonic
 from typing import Final, TypeVar
 
 import msgspec
-from aiohttp import web
+from aiohttp import StreamReader, web
 
 from seckill.errors import InvalidInput
 from seckill.sale import check_buyer
 
 from .caller import Caller
-from .intake import INTAKE, too_often
+from .intake import INTAKE, Intake, too_often
 from .problems import (
     BODY_BROKEN,
     BODY_SLOW,
@@ -39,11 +39,14 @@ from .wire import encode
 __all__ = [
     "BODY_BYTES_MAX",
     "INTAKE",
+    "body_as",
     "buyer_in",
     "buyer_of",
     "caller_of",
+    "counted",
     "invalid",
     "key_of",
+    "known_caller",
     "need",
     "need_mall",
     "read",
@@ -66,11 +69,18 @@ _T = TypeVar("_T")
 async def caller_of(request: web.Request) -> Caller:
     """Who asks. Raises Problem when nobody can be made out, or a buyer asks too often."""
     intake = request.app[INTAKE]
+    return known_caller(intake, request) or counted(intake, await intake.identify(request))
+
+
+def known_caller(intake: Intake, request: web.Request) -> Caller | None:
+    """The same, at once, for a buyer whose user token was verified before."""
     values = request.headers.getall("Authorization", ())
-    # One look into a dict for whoever was verified before.
     caller = intake.known(values[0]) if len(values) == 1 else None
-    if caller is None:
-        caller = await intake.identify(request)
+    return None if caller is None else counted(intake, caller)
+
+
+def counted(intake: Intake, caller: Caller) -> Caller:
+    """The same caller. Raises Problem for a buyer who asks too often."""
     if caller.buyer and intake.buyers is not None:
         wait_s = intake.buyers.take(caller.buyer, monotonic())
         if wait_s:
@@ -135,6 +145,16 @@ async def read(
     request: web.Request, decoder: msgspec.json.Decoder[_T], *, bytes_max: int = BODY_BYTES_MAX
 ) -> _T:
     """The body as the decoder's type. Raises Problem for what isn't that, naming the field."""
+    return await body_as(decoder, request, request.app[INTAKE].read_timeout_s, bytes_max)
+
+
+async def body_as(
+    decoder: msgspec.json.Decoder[_T],
+    request: web.Request,
+    timeout_s: float,
+    bytes_max: int = BODY_BYTES_MAX,
+) -> _T:
+    """The same for a request that has come by the short cut."""
     headers = request.headers
     # Besides telling JSON from forms, this keeps web pages out: a browser sends this type to
     # another origin only after a preflight, which nobody answers here.
@@ -142,14 +162,15 @@ async def read(
         raise Problem(MEDIA_TYPE, f"send {JSON}", "Content-Type")
     if "Content-Encoding" in headers:
         raise Problem(MEDIA_TYPE, "send it uncompressed", "Content-Encoding")
-    if (request.content_length or 0) > bytes_max:
-        raise Problem(BODY_TOO_LARGE, f"send at most {bytes_max} bytes")
+    content = request.content
     try:
-        if request.content.is_eof():
-            body = await _body(request, bytes_max)
+        if content.is_eof():
+            body = await _body(content, bytes_max)
+        elif (request.content_length or 0) > bytes_max:
+            raise _too_large(bytes_max)
         else:
-            async with asyncio.timeout(request.app[INTAKE].read_timeout_s):
-                body = await _body(request, bytes_max)
+            async with asyncio.timeout(timeout_s):
+                body = await _body(content, bytes_max)
     except TimeoutError:
         raise Problem(BODY_SLOW) from None
     except (web.RequestPayloadError, ConnectionError):
@@ -164,18 +185,20 @@ async def read(
         raise Problem(MALFORMED_JSON, str(error)) from None
 
 
-async def _body(request: web.Request, bytes_max: int) -> bytes | bytearray:
+async def _body(content: StreamReader, bytes_max: int) -> bytes | bytearray:
     # Not request.read(), which goes by one limit for all of the application it is mounted in.
-    body = await request.content.readany()
-    if request.content.is_eof() and len(body) <= bytes_max:
-        return body
-    parts = bytearray(body)
-    while len(parts) <= bytes_max:
-        chunk = await request.content.readany()
-        if not chunk:
-            return parts
-        parts += chunk
-    raise Problem(BODY_TOO_LARGE, f"send at most {bytes_max} bytes")
+    body: bytes | bytearray = await content.readany()
+    if not content.at_eof():
+        body = bytearray(body)
+        while not content.at_eof() and len(body) <= bytes_max:
+            body += await content.readany()
+    if len(body) > bytes_max:
+        raise _too_large(bytes_max)
+    return body
+
+
+def _too_large(bytes_max: int) -> Problem:
+    return Problem(BODY_TOO_LARGE, f"send at most {bytes_max} bytes")
 
 
 def reply(

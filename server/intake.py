@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from math import ceil
 from time import monotonic
 from typing import Final
@@ -56,6 +56,8 @@ class Intake:
         self.read_timeout_s = settings.server.read_timeout_s
         self.max_in_flight = settings.server.max_in_flight
         self.in_flight = 0
+        # See short_cut.py.
+        self.short_cut: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
 
     def take_client(self, request: web.Request) -> None:
         """Raises Problem when this address asks too often."""

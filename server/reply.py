@@ -40,21 +40,24 @@ class Plain(Reply):
         media: str = JSON,
         location: str = "",
     ) -> None:
-        headers = _headers(media).copy()
-        if location:
-            headers["Location"] = location
-        super().__init__(body=body, status=http, headers=headers)
+        super().__init__(body=body, status=http, headers=_headers(media))
         self.code = code
-        self._media = media
-        self._location = location
-        self._bytes = body
+        if location:
+            self.headers["Location"] = location
+        self._parts = (http, media, location, body)
         self._untouched = _version(self)
         self._to: BaseRequest | None = None
+        self._closing = False
 
     @property
     def keep_alive(self) -> bool | None:
         """Whether the connection is kept, as aiohttp asks."""
         return True if self._to is not None else super().keep_alive
+
+    def force_close(self) -> None:
+        """Ends the connection with this answer."""
+        self._closing = True
+        super().force_close()
 
     async def prepare(self, request: BaseRequest) -> AbstractStreamWriter | None:
         """Decides how to leave; aiohttp calls write_eof next."""
@@ -62,7 +65,7 @@ class Plain(Reply):
             _version(self) == self._untouched
             and request.version == HttpVersion11
             and request.keep_alive
-            and super().keep_alive is not False
+            and not self._closing
             and request.method != "HEAD"
             and not self._cookies
             and not _hooks(request)
@@ -79,9 +82,9 @@ class Plain(Reply):
         transport = self._to.transport
         if transport is None or transport.is_closing():
             raise ClientConnectionResetError("Cannot write to closing transport")
-        body = self._bytes
-        where = f"Location: {self._location}\r\n" if self._location else ""
-        head = f"{_head(self.status, self._media)}{where}Content-Length: {len(body)}\r\n{_date()}"
+        http, media, location, body = self._parts
+        where = f"Location: {location}\r\n" if location else ""
+        head = f"{_head(http, media)}{where}Content-Length: {len(body)}\r\n{_date()}"
         transport.write(head.encode() + body)
         # A client that does not read must not be answered without end.
         await self._to.writer.drain()
@@ -110,6 +113,10 @@ def _version(response: web.Response) -> int:
 
 
 def _hooks(request: BaseRequest) -> bool:
-    return isinstance(request, web.Request) and any(
-        app.on_response_prepare for app in request.match_info.apps
-    )
+    # One that took the short cut (see short_cut.py) belongs to no application but ours.
+    if not isinstance(request, web.Request) or request._match_info is None:
+        return False
+    for app in request.match_info.apps:  # noqa: SIM110 - a generator costs more than the loop
+        if app.on_response_prepare:
+            return True
+    return False

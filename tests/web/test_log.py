@@ -285,20 +285,11 @@ def test_requests_that_are_none(level: Any, lines: Lines) -> None:
 # -- a line for a request ---------------------------------------------------------------------
 
 
-class _Request:
-    """As much of a request as is looked at."""
-
-    def __init__(self, method: str = "POST") -> None:
-        self.method = method
-        self.match_info = self
-        self.route = self
-        self.resource = self
-        self.canonical = "/v1/sales/{sale}/orders"
+ROUTE = "/v1/sales/{sale}/orders"
 
 
 def write(which: Any, status: int, method: str = "POST") -> None:
-    request: Any = _Request(method)
-    RequestLines(which).write(request, "r-1", status, "created", 0.01234)
+    RequestLines(which).write(method, ROUTE, "r-1", status, "created", 0.01234)
 
 
 def test_a_request_line(lines: Lines) -> None:
@@ -342,12 +333,11 @@ def test_a_storm_of_errors_is_not_followed_by_one_of_lines(
     now_s = 7.0
     monkeypatch.setattr(log_module, "monotonic", lambda: now_s)
     writer = RequestLines("errors")
-    request: Any = _Request()
     for _ in range(ERRORS_PER_S + 500):
-        writer.write(request, "r", 503, "busy", 0.001)
+        writer.write("POST", ROUTE, "r", 503, "busy", 0.001)
     assert len(lines()) == ERRORS_PER_S
     now_s = 8.0
-    writer.write(request, "r", 503, "busy", 0.001)
+    writer.write("POST", ROUTE, "r", 503, "busy", 0.001)
     left_out, line = lines()
     assert json.loads(left_out)["message"] == "500 more requests got no line"
     assert json.loads(line)["code"] == "busy"

@@ -330,9 +330,9 @@ def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) ->
         pass  # What it needs is not here, but it has understood what is asked.
     except Exception as error:  # noqa: BLE001 - typer brings a click of its own, or not
         # In a sentence a command may be called by its name alone.
-        assert type(error).__name__ == "MissingParameter"
-        assert len(words) <= 2
-        assert all(map(str.isalpha, words))
+        alone = len(words) <= 2 and all(map(str.isalpha, words))
+        if type(error).__name__ != "MissingParameter" or not alone:
+            raise
 
 
 @pytest.mark.parametrize("guide", GUIDES)

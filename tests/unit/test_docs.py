@@ -328,7 +328,7 @@ def test_command_is_understood(command: str, monkeypatch: pytest.MonkeyPatch) ->
         app(words, standalone_mode=False)
     except (Understood, SeckillError):
         pass  # What it needs is not here, but it has understood what is asked.
-    except Exception as error:  # noqa: BLE001 - typer brings a click of its own, or not
+    except Exception as error:
         # In a sentence a command may be called by its name alone.
         alone = len(words) <= 2 and all(map(str.isalpha, words))
         if type(error).__name__ != "MissingParameter" or not alone:

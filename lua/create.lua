@@ -32,7 +32,7 @@ redis.call('HSET', KEYS[1], 'format', FORMAT, 'state', 'created', 'reason', '', 
   'last_ms', now_ms, 'definition_id', definition_id, 'definition', definition, 'server', run_id,
   'origin_ms', ARGV[5], 'opens_ms', ARGV[5], 'ends_ms', ARGV[6], 'hold_ms', ARGV[7],
   'pay_ms', ARGV[8], 'limit_per_order', ARGV[9], 'limit_per_buyer', ARGV[10],
-  'max_lapsed', ARGV[11], 'clock_jump_ms', ARGV[12])
+  'max_lapsed', ARGV[11], 'clock_jump_ms', ARGV[12], 'made', run_id .. ':' .. now_ms)
 for i = 13, #ARGV, 2 do
   local index = (i - 13) / 2
   redis.call('HSET', KEYS[2], index .. ':available', ARGV[i], index .. ':held', 0,

@@ -59,10 +59,12 @@ class Lease:
         self._status = Status.DONE
         self._sold_out: frozenset[int] = frozenset()
         self._buyers: set[str] = set()
+        self._made = b""
         self._read_at_s = -READ_PAUSE_S
         # By cart text: whether this cart is refused by what is known now.
         self._refused: dict[str, bool] = {}
         self._task: asyncio.Task[None] | None = None
+        self._closed = False
         self._since_s = 0.0
         self._refusals = 0
         self.answered = 0
@@ -92,8 +94,8 @@ class Lease:
             self._renew()
 
     async def aclose(self) -> None:
-        """Forgets everything."""
-        self._until_s = 0.0
+        """Forgets everything, for good."""
+        self._closed, self._until_s = True, 0.0
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait({self._task})
@@ -120,7 +122,7 @@ class Lease:
         return not self._sold_out.isdisjoint(lines)
 
     def _renew(self) -> None:
-        if self._task is None:
+        if self._task is None and not self._closed:
             self._task = asyncio.create_task(self._run())
 
     async def _run(self) -> None:
@@ -137,7 +139,11 @@ class Lease:
     async def _look(self) -> None:
         # Counted from before the question, so that it is over here before it is in Redis.
         asked_s = monotonic()
-        status, opens_in_ms, buyers, *sold_out = await self._ask()
+        status, opens_in_ms, buyers, made, *sold_out = await self._ask()
+        if made != self._made:
+            # Another sale, though its definition is the same: the first one was lost.
+            self._made, self._until_s, self._buyers = made, 0.0, set()
+            self._read_at_s = -READ_PAUSE_S
         if status == Status.NOT_OPEN and opens_in_ms > 0:
             until_s = asked_s + min(self._lease_s, opens_in_ms / 1000)
             self._hold(Status.NOT_OPEN, frozenset(), asked_s, until_s)
@@ -163,6 +169,8 @@ class Lease:
     def _hold(
         self, status: Status, sold_out: frozenset[int], asked_s: float, until_s: float
     ) -> None:
+        if self._closed:
+            return
         if status is not self._status or sold_out != self._sold_out:
             self._refused.clear()
         self._status, self._sold_out = status, sold_out

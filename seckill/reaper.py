@@ -60,28 +60,29 @@ class Reaper:
         while self._task is not None:
             if monotonic() >= refresh_at:
                 refresh_at = monotonic() + REFRESH_S
-                sales = await self._guarded("the list of sales", self._sales) or sales
+                sales = await self._guarded("", self._sales) or sales
             for sale in sales:
                 # Each by itself: a sale whose keys are damaged must not starve the others.
-                await self._guarded(f"sale {sale}", partial(self._sweep, sale))
+                await self._guarded(f" of sale {sale}", partial(self._sweep, sale))
             await asyncio.sleep(self._interval_s)
 
-    async def _guarded(self, what: str, step: Callable[[], Awaitable[_T]]) -> _T | None:
-        """Awaits one step. What goes wrong is logged when it begins, and never ends the task: a
+    async def _guarded(self, whose: str, step: Callable[[], Awaitable[_T]]) -> _T | None:
+        """Awaits one step. ``whose`` deadlines it is about: " of sale s", or "" for those of all
+        the server. What goes wrong is logged when it begins, and never ends the task: a
         process without its reaper would silently stop giving units back."""
         try:
             result = await step()
         except SeckillError as error:
             if isinstance(error, (OutcomeUnknown, RedisUnavailable)):
-                what = "anything"  # The server is away: one line for all its sales.
-            if what not in self._failing:
-                _log.warning("%s is not swept: %s", what, error)
-            self._failing.add(what)
+                whose = ""  # The server is away: one line for all its sales.
+            if whose not in self._failing:
+                _log.warning("deadlines%s are not swept: %s", whose, error)
+            self._failing.add(whose)
             return None
         except Exception:  # noqa: BLE001
-            _log.exception("the sweep of %s failed and goes on", what)
+            _log.exception("the sweep of deadlines%s failed and goes on", whose)
             return None
-        self._failing -= {what, "anything"}
+        self._failing -= {whose, ""}
         return result
 
     async def _sweep(self, sale: str) -> None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
@@ -327,10 +328,17 @@ class Engine:
                 raise EngineClosed("the engine was stopped; start it again, or make a new one")
             thread = self._thread
             if thread is None or thread.gone:
+                # Here and not over there: a child forked in the middle of an import would wait for
+                # its end for ever, and whoever forks waits for this lock.
+                for module in _IMPORTED:
+                    import_module(module)
                 thread = self._thread = LoopThread(self.url, self._make, self._server)
         self.url = thread.wait_until_ready()
         return thread
 
+
+# What an engine imports when it is first used.
+_IMPORTED: Final = ("redis.asyncio", "redis.asyncio.retry", "redis.backoff", "redis.exceptions")
 
 # Held for a moment at a time, and by whoever forks, so that a child never finds it taken.
 _lock: Final = threading.RLock()

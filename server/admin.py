@@ -85,13 +85,15 @@ async def open_sale(request: web.Request) -> web.Response:
     zh="暂停场次：不再接新单，已下的单仍可支付",
     who="admin",
     body=PauseRequest,
+    bodiless=True,
     answer=SaleOutcomeDocument,
     statuses=(Status.DONE, Status.ALREADY, Status.NOT_OPEN, Status.CLOSED, *_ON_SALE),
 )
 async def pause(request: web.Request) -> web.Response:
     """Pauses a sale: no new orders, and held ones can still be paid."""
     engine, sale = await _asked(request)
-    reason = (await read(request, _PAUSE)).reason
+    # The red button works without a word, too.
+    reason = (await read(request, _PAUSE)).reason if request.body_exists else ""
     return _answer(request, await engine.pause(sale, reason))
 
 

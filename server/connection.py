@@ -9,8 +9,9 @@ aiohttp would close idle connections at once, also those on which the next reque
 way, and its client would never know whether that was done.
 
 What of aiohttp is used here and is not documented: ``RequestHandler._waiter`` (pending while a
-connection waits for a request), ``_request_handler`` (what is called for each request) and
-``AppRunner._make_server``. tests/web/test_slow_clients.py fails when one of them changes.
+connection waits for a request), ``_request_handler`` (what is called for each request), ``_messages``
+with ``_ErrInfo`` (what was read and not answered yet) and ``AppRunner._make_server``.
+tests/web/test_slow_clients.py fails when one of them changes.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from aiohttp import web
+from aiohttp.web_protocol import _ErrInfo
 
 from .listen import BACKLOG, address_of
 from .settings import Server
@@ -43,7 +45,7 @@ PAUSE_S: Final = 1.0
 # How long the rest of a body that was refused may take before its connection is cut.
 UNREAD_S: Final = 1.0
 # Of the garbage collector, see Runner.setup.
-GC_THRESHOLDS: Final = (10_000, 20, 20)
+GC_THRESHOLDS: Final = (5_000, 10, 10)
 # What is still under way after ``drain_s`` gets this long to be cancelled in good order.
 CANCEL_S: Final = 0.5
 
@@ -56,12 +58,13 @@ _Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_connections", "_stuck")
+    __slots__ = ("_broken", "_connections", "_stuck")
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(connections, **options)
         self._connections = connections
         self._stuck: object = None
+        self._broken = False
 
     @property
     def waiter(self) -> Future[None] | None:
@@ -76,7 +79,12 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Part of asyncio.Protocol."""
+        if self._broken:
+            return
         super().data_received(data)
+        # After one error aiohttp would make another of every piece that follows, and keep them all.
+        messages = self._messages
+        self._broken = bool(messages) and type(messages[-1][0]) is _ErrInfo
         waiter = self._waiter
         if waiter is not None and not waiter.done():
             self._connections.heads.watch(self, waiter)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from typing import Annotated, Any, Final, Literal, NamedTuple, get_args, get_origin
+from urllib.parse import urlsplit
 
 import msgspec
 from annotated_types import Ge, Gt, Le, Lt, MinLen
@@ -15,7 +16,18 @@ from pydantic import BaseModel, SecretStr
 
 from .settings import ApiKey, Settings
 
-__all__ = ["Row", "dotted", "is_secret", "is_text", "names", "rows", "shown", "shown_url", "takes"]
+__all__ = [
+    "Row",
+    "dotted",
+    "is_hidden",
+    "is_secret",
+    "is_text",
+    "names",
+    "rows",
+    "shown",
+    "shown_url",
+    "takes",
+]
 
 At = tuple[str | int, ...]
 
@@ -27,6 +39,9 @@ _PRINTED: Final = (("name",), ("hash",))
 # Text in which a password may stand: written as file:PATH it is read from there, like a secret.
 _URLS_WITH_PASSWORDS: Final = frozenset({("redis", "url")})
 _PASSWORD: Final = re.compile(r"(?<=://)([^/@\s]*:)?[^/@\s]*@")
+_QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
+# Sections about proofs: a secret gets into any of their settings by a slip, a key for its hash.
+_HIDDEN: Final = frozenset({"keys", "users", "gate", "webhook"})
 
 
 class Row(msgspec.Struct, frozen=True):
@@ -87,6 +102,11 @@ def is_secret(path: At) -> bool:
     return kind is None or _mentions_secret(kind.type)
 
 
+def is_hidden(path: At) -> bool:
+    """Whether no error may repeat what stands there."""
+    return path[0] in _HIDDEN or is_secret(path)
+
+
 def _mentions_secret(kind: Any) -> bool:
     return kind is SecretStr or any(map(_mentions_secret, get_args(kind)))
 
@@ -102,6 +122,27 @@ def shown_url(url: str) -> str:
     return _PASSWORD.sub("***@", url)
 
 
+def _origin_of(url: str) -> str:
+    """Scheme and host of a URL whose path may be a key, as chat robots have it."""
+    try:
+        parts = urlsplit(url)
+        host = f"[{parts.hostname}]" if ":" in (parts.hostname or "") else parts.hostname
+        port = f":{parts.port}" if parts.port else ""
+    except ValueError:
+        return "…"
+    rest = "/…" if parts.path.strip("/") or parts.query or parts.fragment else ""
+    return f"{parts.scheme}://{host}{port}{rest}"
+
+
+def _masked(path: At, value: Any) -> Any:
+    """The value of a setting as it may be shown."""
+    if path == ("webhook", "url"):
+        return value and _origin_of(value)
+    if path == ("users", "jwks_url"):
+        return _QUERY.sub("?…", shown_url(value))
+    return shown_url(value) if path in _URLS_WITH_PASSWORDS else value
+
+
 def rows(settings: Settings, sources: dict[str, str]) -> Iterator[Row]:
     """Every setting, in the order of the model."""
     for section, name in names():
@@ -113,7 +154,7 @@ def rows(settings: Settings, sources: dict[str, str]) -> Iterator[Row]:
             dotted(path),
             takes(path),
             _toml(field.get_default()),
-            _toml(shown_url(value) if path in _URLS_WITH_PASSWORDS else value),
+            _toml(_masked(path, value)),
             sources.get(dotted(path), "default"),
             field.description or "",
         )

@@ -100,7 +100,7 @@ async def need_mall(request: web.Request) -> None:
     """Sees to it that the mall itself asks, and for nobody. A mall may pass its buyers' requests on
     with their names, so with one this is a buyer who tries what only the mall may do. Raises
     Problem."""
-    if _named(request, await caller_of(request)):
+    if _named(request, await need(request, "backend")):
         raise Problem(FORBIDDEN, "no buyer may do this; send it without this header", _BUYER)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from ipaddress import IPv6Network
 from math import ceil
 from time import monotonic
 from typing import Final
@@ -62,9 +63,16 @@ class Intake:
     def take_client(self, request: web.Request) -> None:
         """Raises Problem when this address asks too often."""
         if self.clients is not None:
-            wait_s = self.clients.take(self.addresses.of(request), monotonic())
+            wait_s = self.clients.take(network_of(self.addresses.of(request)), monotonic())
             if wait_s:
                 raise too_often(wait_s)
+
+
+def network_of(address: str) -> str:
+    """What counts as one client: an IPv4 address, or the /64 that an IPv6 client has for itself."""
+    if ":" not in address:
+        return address
+    return str(IPv6Network((address.partition("%")[0], 64), strict=False))
 
 
 def too_often(wait_s: float) -> Problem:

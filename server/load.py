@@ -26,11 +26,12 @@ from seckill.errors import InvalidInput
 from seckill.redis import connect_pool
 
 from .api_keys import ApiKeys
-from .describe import At, dotted, is_secret, is_text, names, shown, shown_url, takes
+from .describe import At, dotted, is_hidden, is_secret, is_text, names, shown, shown_url, takes
 from .gate import built_in
-from .settings import ApiKey, Settings
+from .settings import ApiKey, Settings, check_signed
+from .user_keys import shown_path
 
-__all__ = ["CONFIG_ENV", "Loaded", "SettingError", "SettingsErrors", "load", "read"]
+__all__ = ["CONFIG_ENV", "Loaded", "SettingError", "SettingsErrors", "load", "read", "wanted"]
 
 _log = logging.getLogger("seckill.server")
 
@@ -44,9 +45,11 @@ _LISTED: Final = "`seckill settings` lists all there are"
 # Names that the rest of the package knows for a setting. Where both name a server the URL wins, so
 # that both may stay set for good.
 _SHORT: Final = {"SECKILL_REDIS": ("redis", "url"), "SECKILL_DATA": ("redis", "data")}
-# Variables that are no settings: of the command line, of clients, and of this project's own tests.
+# Variables that are no settings: of the command line, of clients as our examples write them, and of
+# this project's own tests.
 _OTHERS: Final = frozenset(
     {CONFIG_ENV, "SECKILL_KEY", "SECKILL_REDIS_SERVER", "SECKILL_TOKEN"}
+    | {"SECKILL_SALE", "SECKILL_URL"}
     | {"SECKILL_FAULT_SEED", "SECKILL_FSYNC_TABLE", "SECKILL_SOAK_SECONDS"}
 )
 # What Kubernetes sets for services whose names begin with "seckill"; nobody meant a setting.
@@ -121,6 +124,18 @@ def read(
     return Loaded(settings, draft.sources(), tuple(draft.warnings))
 
 
+def wanted(settings: Settings) -> tuple[str, ...]:
+    """What `seckill serve` still wants, in words. A file without it is in order all the same: the
+    rest may come from the environment or the command line, and the relay needs no keys."""
+    users, redis = settings.users, settings.redis
+    missing = []
+    if not (settings.keys or users.secrets or users.key_files or users.jwks_url):
+        missing.append("keys or users, or nobody could prove who they are (`seckill key new`)")
+    if not (redis.url or redis.data):
+        missing.append("a server: redis.url, SECKILL_REDIS, or --redis URL")
+    return tuple(missing)
+
+
 class _Draft:
     """Settings that are being put together, and where each of them comes from."""
 
@@ -191,7 +206,8 @@ class _Draft:
                 data = file.read(bytes_max + 1)
         except (OSError, ValueError) as error:
             reason = (error.strerror if isinstance(error, OSError) else None) or "no such path"
-            self._error(where, f"{path} cannot be read: {reason}", f"name {what} that is there")
+            named = shown_path(str(path))
+            self._error(where, f"{named} cannot be read: {reason}", f"name {what} that is there")
             return None
         try:
             if len(data) <= bytes_max:
@@ -249,6 +265,7 @@ class _Draft:
             (("redis", "url"), lambda: url and connect_pool(url, connections=1, timeout_s=None)),
             (("keys",), lambda: ApiKeys(settings.keys)),
             (("gate", "secrets"), lambda: built_in(settings.gate)),
+            (("webhook", "secrets"), lambda: check_signed(settings.webhook)),
         )
         for path, check in checks:
             try:
@@ -288,7 +305,7 @@ class _Draft:
         elif isinstance(error := found.get("ctx", {}).get("error"), InvalidInput):
             self._error(where, error.problem, error.remedy)
         else:
-            value = "this" if is_secret(path) else shown(found["input"])
+            value = "this" if is_hidden(path) else shown(found["input"])
             remedy = f"write {takes(path)}"
             if where.startswith(_PREFIX) and not is_text(path):
                 remedy += ', as JSON: ["…", "…"]' if "list" in remedy else ""

@@ -201,7 +201,7 @@ def _operation(path: str, operation: Operation, doc: str) -> dict[str, Any]:
         described["parameters"] = parameters
     if operation.body is not None:
         content = {JSON: {"schema": _ref(operation.body)}}
-        described["requestBody"] = {"required": True, "content": content}
+        described["requestBody"] = {"required": not operation.bodiless, "content": content}
     described["responses"] = _responses(operation)
     described["security"] = _SECURITY[operation.who]
     return described

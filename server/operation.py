@@ -49,7 +49,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     ``statuses`` are what the engine may answer: those that are ok come with ``answer``, all others
     and ``kinds`` as problems; without one that is ok it is plainly 200. ``asks_engine`` is false
     where Redis is not needed. ``query`` describes parameters by name. ``cached`` says that an
-    entity tag comes along, ``keyed`` that Idempotency-Key is needed.
+    entity tag comes along, ``bodiless`` that the body may be left out, ``keyed`` that
+    Idempotency-Key is needed.
     """
 
     id: str
@@ -57,6 +58,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     answer: type[msgspec.Struct] | str
     who: Who = "anyone"
     body: type[msgspec.Struct] | None = None
+    bodiless: bool = False
     keyed: bool = False
     cached: bool = False
     asks_engine: bool = True

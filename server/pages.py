@@ -128,7 +128,9 @@ class Memory(Generic[_K]):
         return kept
 
     def outdate(self) -> None:
-        """Something has changed: whoever asks next waits for a new look."""
+        """Something has changed: whoever asks next waits for a new look. One under way may have
+        seen what was before."""
+        self._attempts.clear()
         for key, kept in self._kept.items():
             self._kept[key] = msgspec.structs.replace(kept, fresh_until_s=0.0)
 
@@ -140,14 +142,15 @@ class Memory(Generic[_K]):
             if task.cancelled():
                 return
             error = task.exception()
+            if self._attempts.get(key) is not attempt:
+                return
             if error is None:
                 self._keep(key, task.result())
             elif isinstance(error, UnknownSale):
                 self._drop(key)
             else:
                 return
-            if self._attempts.get(key) is attempt:
-                del self._attempts[key]
+            del self._attempts[key]
 
         attempt = _Attempt(asyncio.create_task(look()), now_s)
         attempt.task.add_done_callback(ended)

@@ -12,6 +12,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
+from yarl import URL
+
+from seckill.errors import InvalidInput
 
 from .address import checked_proxy
 from .cors import checked_origin
@@ -29,6 +32,7 @@ __all__ = [
     "Settings",
     "Users",
     "Webhook",
+    "check_signed",
 ]
 
 Scope = Literal["backend", "admin", "metrics"]
@@ -137,11 +141,23 @@ class Gate(_Section):
     """What challenges are signed with, at least 32 bytes each."""
 
 
+def _checked_endpoint(url: str) -> str:
+    """Raises InvalidInput, without the URL in it: a key may be part of it."""
+    try:
+        parts = URL(url)
+        fine = parts.scheme in ("http", "https") and bool(parts.host)
+    except ValueError:
+        fine = False
+    if url and not fine:
+        raise InvalidInput("webhook.url", "is not an http or https URL", "write https://host/path")
+    return url
+
+
 class Webhook(_Section):
     """Where ``seckill relay`` sends the events."""
 
-    url: str = ""
-    """The mall's endpoint."""
+    url: Annotated[str, AfterValidator(_checked_endpoint)] = ""
+    """The mall's endpoint; http or https, and it needs secrets."""
     secrets: tuple[SecretStr, ...] = ()
     """What deliveries are signed with, at least 32 bytes each; all of them sign while rotating."""
     timeout_s: Annotated[float, Field(gt=0, le=120)] = 10.0
@@ -150,6 +166,16 @@ class Webhook(_Section):
     """How long an event is tried before it becomes a dead letter."""
     in_flight: Annotated[int, Field(ge=1, le=1_000)] = 32
     """How many deliveries may be under way at once."""
+
+
+def check_signed(webhook: Webhook) -> None:
+    """Raises InvalidInput for an endpoint and no secret to sign deliveries with."""
+    if webhook.url and not webhook.secrets:
+        raise InvalidInput(
+            "webhook.secrets",
+            "is empty, and webhook.url wants signed deliveries",
+            "give one of at least 32 random bytes: openssl rand -base64 48",
+        )
 
 
 class Log(_Section):

@@ -34,6 +34,7 @@ __all__ = [
     "from_file",
     "from_jwk",
     "from_secret",
+    "shown_path",
     "signed_with",
 ]
 
@@ -41,6 +42,7 @@ SECRET_BYTES_MIN: Final = 32
 # A key below this is weak; one far above makes every forged token expensive to refuse.
 RSA_BITS: Final = range(2048, 8193)
 PEM_BYTES_MAX: Final = 64 * 1024
+PATH_CHARS_MAX: Final = 255
 
 PUBLIC: Final = frozenset({"RS256", "PS256", "ES256", "EdDSA"})
 # What a JWK of each type may be for. The first is meant when it does not say.
@@ -201,5 +203,12 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
+def shown_path(path: str) -> str:
+    """A path as an error may repeat it. What looks like none may be the key itself, pasted where
+    its file should have been named."""
+    is_path = len(path) <= PATH_CHARS_MAX and path.isprintable() and ("/" in path or "." in path)
+    return path if is_path else "this"
+
+
 def _bad_file(path: str, problem: str, remedy: str) -> InvalidInput:
-    return InvalidInput("users.key_files", f"{path!r} {problem}", remedy)
+    return InvalidInput("users.key_files", f"{shown_path(path)} {problem}", remedy)

@@ -27,6 +27,8 @@ from .user_keys import PUBLIC, Key, from_file, from_secret, signed_with
 __all__ = ["UserTokens", "Verified", "refuse"]
 
 TIER_CHARS_MAX: Final = 64
+# No login lasts so long. A time in milliseconds is tens of thousands of years away.
+AHEAD_MAX_S: Final = 10 * 365 * 86_400
 
 # Padding and blanks are left out on purpose: one token has one spelling.
 _TOKEN: Final = re.compile(r"([\w-]+)\.[\w-]+\.[\w-]+", re.ASCII).fullmatch
@@ -115,17 +117,19 @@ class UserTokens:
 
     def _checked(self, claims: dict[str, Any], now_s: float) -> Verified:
         users = self._users
-        expires_s = _seconds(claims, "exp")
+        expires_s = _seconds(claims, "exp", now_s)
         if expires_s is None:
             refuse("the user token has no exp")
         until_s = expires_s + users.leeway_s
         if now_s >= until_s:
             raise Problem(TOKEN_EXPIRED, field="Authorization")
-        begins_s = _seconds(claims, "nbf")
+        begins_s = _seconds(claims, "nbf", now_s)
         if begins_s is not None and now_s < begins_s - users.leeway_s:
             refuse("the user token does not count yet (nbf)")
         if users.issuer and claims.get("iss") != users.issuer:
             refuse("the iss of the user token is not the mall's")
+        if users.audience and claims.get("aud") is None:
+            refuse("the user token has no aud; this intake wants users.audience")
         if not _is_audience(claims.get("aud"), users.audience):
             refuse("the aud of the user token is not this intake's")
         return Verified(Caller(self._buyer(claims), tier=self._tier(claims)), until_s)
@@ -171,14 +175,20 @@ def _signed(token: str, keys: list[Key]) -> bytes | None:
     return None
 
 
-def _seconds(claims: dict[str, Any], claim: str) -> float | None:
+def _seconds(claims: dict[str, Any], claim: str, now_s: float) -> float | None:
     value = claims.get(claim)
     if value is None:
         return None
     # True is an int for Python, and no time.
     if type(value) not in (int, float):
         refuse(f"the claim {claim} of the user token is no number of seconds")
-    return float(value)
+    if value > now_s + AHEAD_MAX_S:
+        refuse(f"the claim {claim} of the user token is years ahead: in milliseconds? send seconds")
+    try:
+        return float(value)
+    except OverflowError:
+        # JSON's integers have no end, and a float has one.
+        refuse(f"the claim {claim} of the user token is no time")
 
 
 def _text(value: object) -> object:

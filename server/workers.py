@@ -106,9 +106,18 @@ def _listen(server: settings.Server) -> socket.socket:
     except OSError as error:
         where = server.unix or f"{server.host}:{server.port}"
         reason = os.strerror(error.errno) if error.errno else str(error)
-        if error.errno == errno.EADDRINUSE and not server.unix:
-            reason += "; choose another port with --port N (0 takes a free one)"
-        raise SeckillError(f"cannot listen on {where}: {reason}") from None
+        raise SeckillError(f"cannot listen on {where}: {reason}{_way_out(error, server)}") from None
+
+
+def _way_out(error: OSError, server: settings.Server) -> str:
+    """What to do where we could not listen, as far as that is known."""
+    if error.errno == errno.EADDRINUSE:
+        if server.unix:
+            return "; another server runs there: stop it, or choose another path with --unix"
+        return "; choose another port with --port N (0 takes a free one)"
+    if error.errno == errno.ENOENT and server.unix:
+        return f"; create the directory {os.path.dirname(server.unix)}"  # noqa: PTH120 - bind's text
+    return ""
 
 
 @contextlib.contextmanager

@@ -87,6 +87,7 @@ def check_groups(
     """The worst that can be said of any group. Those that are ``wanted`` must have a reader."""
     names = {group.name for group in groups}
     gone = [f"{name}: nobody has ever read" for name in wanted if name not in names]
+    unread = list(wanted) if gone else []
     if not groups and not gone:
         return yellow(
             "groups",
@@ -103,9 +104,13 @@ def check_groups(
             (late if group.name in wanted else idle).append(
                 f"{group.name}: no reader has asked {since}"
             )
+            unread += [group.name] if group.name in wanted else []
         elif age_s > AGE_YELLOW_S:
             idle.append(f"{group.name}: {_count(group)} waiting, the oldest for {age_s:,.0f} s")
     remedy = f"look at its workers (`seckill inspect {sale}`)"
+    if unread:
+        # Only settings with a webhook want a group, and the relay is the reader of that.
+        remedy = "start `seckill relay --config …`"
     if late:
         return red("groups", "; ".join(late + idle), remedy)
     if idle:

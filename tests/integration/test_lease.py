@@ -290,3 +290,25 @@ async def test_a_cancelled_reserve_many_harms_nobody(make_engine: MakeEngine) ->
     snapshot = await engine.snapshot(sale)
     assert snapshot.stock["a"].available + snapshot.stock["a"].held == 1_000
     assert snapshot.orders < 500
+
+
+async def test_a_sale_that_was_lost_and_made_anew(make_engine: MakeEngine, client: Any) -> None:
+    """Who had orders in the first one says nothing of the second, even if they are as many."""
+    here, there = await make_engine(), await make_engine(lease_ms=0)
+    sale = make_sale({"a": 3})
+    await here.create(sale)
+    await here.open(sale.id)
+    for number in range(3):
+        await bought(here, sale.id, f"old-{number}")
+    async with storm(here, sale.id):
+        client.delete(*here._shards[sale.id].keys)
+        await here.create(sale)
+        await here.open(sale.id)
+        for number in range(3):
+            await bought(there, sale.id, f"new-{number}")
+        await asyncio.sleep(0.25)  # What was leased of the first is over.
+        for _ in range(40):
+            for number in range(3):
+                again = await here.reserve(sale.id, f"new-{number}", "k", ONE)
+                assert again.status is Status.EXISTS, number
+            await asyncio.sleep(0.01)

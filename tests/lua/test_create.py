@@ -58,6 +58,7 @@ def test_what_is_written(core: Core) -> None:
     last_ms = int(core.header("last_ms"))
     assert before <= last_ms <= core.server_ms()
     expected = {
+        "made": f"run:{last_ms}",
         "format": 1,
         "state": "created",
         "reason": "",

@@ -14,7 +14,7 @@ LEASE_MS = 900
 
 
 def lease(core: Core, lease_ms: int = LEASE_MS) -> list[Any]:
-    status, opens_in_ms, buyers, *sold_out = core.run("lease", core.definition_id, lease_ms)
+    status, opens_in_ms, buyers, _, *sold_out = core.run("lease", core.definition_id, lease_ms)
     return [Status(status), opens_in_ms, buyers, *(index.decode() for index in sold_out)]
 
 
@@ -130,3 +130,26 @@ def test_late_money_still_buys_a_unit_that_came_back(core: Core) -> None:
     lease(core)
     core.release("o2")
     assert core.confirm("o1", "p1").status is Status.CONFIRMED_LATE
+
+
+def test_a_lease_never_shortens_another(core: Core) -> None:
+    core.begin((0, 0))
+    lease(core, 900)
+    first = core.client.hget(core.keys[1], "0:lease")
+    assert lease(core, 1)[3:] == ["0"]
+    assert core.client.hget(core.keys[1], "0:lease") == first
+    # One that an earlier clock gave is no promise any more.
+    core.client.hset(core.keys[1], "0:lease", core.server_ms() + 60_000)
+    lease(core, 900)
+    assert int(core.client.hget(core.keys[1], "0:lease")) < core.server_ms() + 1_000  # type: ignore[arg-type]
+
+
+def test_a_sale_made_anew_is_told_from_the_first(core: Core) -> None:
+    core.begin((1, 0))
+    first = core.run("lease", core.definition_id, 1)[3]
+    assert first
+    core.client.delete(*core.keys)
+    while core.server_ms() == int(first.rpartition(b":")[2]):
+        pass
+    core.begin((1, 0))
+    assert core.run("lease", core.definition_id, 1)[3] != first

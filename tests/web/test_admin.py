@@ -274,3 +274,11 @@ async def test_an_escaped_colon_is_a_colon(intake: Intake) -> None:
     sale = await intake.open_sale()
     assert (await intake.post(f"/v1/admin/sales/{sale.id}%3Aclose")).code == "done"
     assert (await intake.call("PUT", f"/v1/admin/sales/{sale.id}:close")).http == 405
+
+
+async def test_a_pause_needs_no_words(intake: Intake) -> None:
+    """The red button by hand: curl -X POST …:pause."""
+    sale = await intake.open_sale()
+    answer = await intake.call("POST", f"/v1/admin/sales/{sale.id}:pause")
+    assert answer.http == 200
+    assert (await intake.engine.snapshot(sale.id)).state == "paused"

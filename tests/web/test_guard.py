@@ -115,6 +115,20 @@ async def test_an_address_that_asks_too_often(redis_server: EmbeddedServer) -> N
         assert (await intake.get("/healthz")).http == 200
 
 
+async def test_an_ipv6_client_is_its_network(redis_server: EmbeddedServer) -> None:
+    limits = {"address_per_s": 0.1, "address_burst": 2}
+    server = {"trusted_proxies": ["127.0.0.1"]}
+    async with intake_with(redis_server.url, limits=limits, server=server) as intake:
+
+        async def ask(address: str) -> Any:
+            headers = {"X-Forwarded-For": address}
+            return await intake.call("GET", "/v1/time", headers=headers)
+
+        codes = [(await ask(f"2001:db8:0:1::{n}")).http for n in range(4)]
+        assert codes == [200, 200, 429, 429]
+        assert (await ask("2001:db8:0:2::1")).http == 200
+
+
 async def test_a_body_that_never_ends(redis_server: EmbeddedServer) -> None:
     async with intake_with(redis_server.url, server={"read_timeout_s": 0.3}) as intake:
         sale = await intake.open_sale()

@@ -9,8 +9,8 @@ aiohttp would close idle connections at once, also those on which the next reque
 way, and its client would never know whether that was done.
 
 What of aiohttp is used here and is not documented: ``RequestHandler._waiter`` (pending while a
-connection waits for a request), ``_request_handler`` (what is called for each request), ``_messages``
-with ``_ErrInfo`` (what was read and not answered yet) and ``AppRunner._make_server``.
+connection waits for a request), ``_request_handler`` (what is called for each request),
+``_messages`` with ``_ErrInfo`` (what was read and not answered) and ``AppRunner._make_server``.
 tests/web/test_slow_clients.py fails when one of them changes.
 """
 

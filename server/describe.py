@@ -130,8 +130,7 @@ def _origin_of(url: str) -> str:
         port = f":{parts.port}" if parts.port else ""
     except ValueError:
         return "…"
-    rest = "/…" if parts.path.strip("/") or parts.query or parts.fragment else ""
-    return f"{parts.scheme}://{host}{port}{rest}"
+    return f"{parts.scheme}://{host}{port}"
 
 
 def _masked(path: At, value: Any) -> Any:

@@ -87,30 +87,31 @@ def check_groups(
     """The worst that can be said of any group. Those that are ``wanted`` must have a reader."""
     names = {group.name for group in groups}
     gone = [f"{name}: nobody has ever read" for name in wanted if name not in names]
-    unread = list(wanted) if gone else []
     if not groups and not gone:
         return yellow(
             "groups",
             "none: nobody reads this sale's events",
             "start your worker (docs/events.md) or the relay",
         )
-    late, idle = gone, list[str]()
+    late, idle, unread = gone, list[str](), bool(gone)
     for group in groups:
+        is_idle = group.idle_s is None or group.idle_s > IDLE_S
+        unread |= is_idle and group.name in wanted
         age_s = (now_ms - group.oldest_ms) / 1_000 if group.oldest_ms else 0.0
         if (group.waiting or 0) > WAITING_MAX or age_s > AGE_RED_S:
             late.append(f"{group.name}: {_count(group)} waiting, the oldest for {age_s:,.0f} s")
-        elif group.idle_s is None or group.idle_s > IDLE_S:
+        elif is_idle:
             since = "ever" if group.idle_s is None else f"for {group.idle_s:,.0f} s"
             (late if group.name in wanted else idle).append(
                 f"{group.name}: no reader has asked {since}"
             )
-            unread += [group.name] if group.name in wanted else []
         elif age_s > AGE_YELLOW_S:
             idle.append(f"{group.name}: {_count(group)} waiting, the oldest for {age_s:,.0f} s")
     remedy = f"look at its workers (`seckill inspect {sale}`)"
     if unread:
         # Only settings with a webhook want a group, and the relay is the reader of that.
-        remedy = "start `seckill relay --config …`"
+        relay = "start `seckill relay --config …`"
+        remedy = relay if len(late + idle) == 1 else f"{relay}, and {remedy}"
     if late:
         return red("groups", "; ".join(late + idle), remedy)
     if idle:

@@ -257,17 +257,18 @@ class Delivery:
         if not self._journal.held:
             self._break(LeaseLost("Redis was away"))
         if self._broken.done() or self._stopping.is_set():
-            turns.skip()
+            turns.skip(new=new)
             return None
         line.sending = True
         try:
             answer = await self._office.post.send(name, body)
         except BaseException:
-            turns.skip()
+            turns.skip(new=new)
             raise
         finally:
             line.sending = False
-        turns.give((self._sale.id, line.name), answer.cause)
+        answered = answer.cause.startswith("HTTP ")
+        turns.give((self._sale.id, line.name), answer.cause, new=new, answered=answered)
         return answer
 
     def _break(self, error: Exception) -> None:

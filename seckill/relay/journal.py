@@ -28,6 +28,9 @@ GROUP: Final = "webhook"
 WRITE_S: Final = 0.02
 PATIENCE_S: Final = 5.0
 RETRY_S: Final = 0.1
+# Ends the names of the wishes that a relay has taken up. A wish for the same subject that comes
+# later stands beside it under the plain name, so that it is not struck off with the answered one.
+TAKEN: Final = "\n"
 
 
 class LeaseLost(SeckillError):
@@ -107,8 +110,10 @@ class Journal:
         self.letters = 0
         """How many dead letters there are."""
         self._full = False
+        self._wishes: set[str] = set()
         self.on_again: Callable[[set[str]], None] = lambda _: None
-        """Called after a write with the subjects that somebody wants to be sent again."""
+        """Called after a write with the subjects that somebody wants to be sent again, and for
+        which ``heard`` was not called yet. Each wish is either in there or asks anew afterwards."""
 
     @property
     def held(self) -> bool:
@@ -171,7 +176,7 @@ class Journal:
         self._noted.set()
 
     def heard(self, subject: str) -> None:
-        """Nothing more is to be sent again of this subject."""
+        """What was wanted of this subject in ``on_again`` is done. A later wish still stands."""
         self._notes.heard.add(subject)
         self._noted.set()
 
@@ -189,7 +194,8 @@ class Journal:
             await asyncio.sleep(RETRY_S if self._full else WRITE_S)
 
     async def write(self, *, release: bool = False) -> None:
-        """Writes what was noted, again and again while the lease is ours. Raises LeaseLost."""
+        """Writes what was noted, again and again while the lease is ours, and takes up the wishes
+        that it finds. Raises LeaseLost."""
         from redis.exceptions import RedisError
 
         while True:
@@ -200,7 +206,8 @@ class Journal:
                     again = await self._write(notes, release=release)
                 # What is about to be struck off the list was answered already.
                 self.on_again(again - self._notes.heard)
-                return
+                if release or self._full or not self._wishes:
+                    return
             except (RedisError, OSError, EOFError) as error:
                 # Cancelled or refused, it may have happened all the same; again does no harm.
                 self._notes = notes.then(self._notes)
@@ -224,6 +231,7 @@ class Journal:
                 raise
             self._full = True
             taken, refused = notes.split()
+            self._wishes = set()  # To take one up needs room. It is read again below.
             again = await self._transact(taken, release=release)
             self._notes = refused.then(self._notes)
             self._noted.set()
@@ -251,7 +259,12 @@ class Journal:
                 else:
                     pipe.hset(keys.done, entry, mark.done)
             if notes.heard:
-                pipe.srem(keys.again, *notes.heard)
+                pipe.srem(keys.again, *(name + TAKEN for name in notes.heard))
+            # Not one whose answer may be in these notes: if they were written twice, it would be
+            # struck off unanswered.
+            if wishes := self._wishes - notes.heard:
+                pipe.srem(keys.again, *wishes)
+                pipe.sadd(keys.again, *(name + TAKEN for name in wishes))
             pipe.smembers(keys.again)
             if release:
                 pipe.delete(keys.lease)
@@ -262,4 +275,7 @@ class Journal:
             except WatchError:
                 raise LeaseLost("another relay has taken over") from None
         self._valid_until = 0.0 if release else asked_at + self._lease_ms / 1000
-        return {name.decode() for name in replies[-2]}
+        names = {name.decode() for name in replies[-2]}
+        taken = {name.removesuffix(TAKEN) for name in names if name.endswith(TAKEN)}
+        self._wishes = names - taken - {name + TAKEN for name in taken}
+        return taken

@@ -274,6 +274,8 @@ class _Draft:
                 # A message about a URL may have its password in it.
                 hidden = is_secret(path) and "@" in url
                 problem = "is not a Redis URL" if hidden else error.problem
+                if path == ("keys",):
+                    problem = "hold the same hash twice"  # Names are not repeated either.
                 self._error(self._where(path), problem, error.remedy)
 
     def _resolve(self, path: At, value: str) -> None:

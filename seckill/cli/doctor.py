@@ -13,7 +13,7 @@ from rich.text import Text
 
 from seckill.cli.command import DataDir, Durability, Json, RedisUrl, SaleId, Target
 from seckill.cli.output import Output, new_table
-from seckill.cli.reach import reach
+from seckill.cli.reach import is_named, reach
 from seckill.doctor import (
     CHECKS,
     Finding,
@@ -21,6 +21,7 @@ from seckill.doctor import (
     Report,
     check_intake,
     check_open_files,
+    check_user_keys,
     examine,
     read_settings,
     shown_url,
@@ -90,6 +91,7 @@ async def _examine(
         if loaded is not None:
             settings = loaded.settings
             findings += check_intake(loaded)
+            findings.append(await check_user_keys(settings))
     in_flight, workers = IN_FLIGHT, 1
     groups: tuple[str, ...] = ()
     demanded = durability or Durability.AOF
@@ -99,6 +101,12 @@ async def _examine(
         demanded = durability or Durability(settings.redis.durability)
     findings.append(check_open_files(in_flight))
     target = _target(target, settings, demanded)
+    if config is not None and settings is None and not is_named(target):
+        # The settings' errors are what must be mended first, and they may hide the server's name.
+        remedy = "correct the settings, or name it with --redis URL or --embedded DIR"
+        seen = "not known: only the settings could name it, and they have errors"
+        findings.append(Finding("server", Level.RED, seen, remedy))
+        return Report.of(sale, "", findings)
     try:
         async with reach(target) as url:
             findings += await examine(

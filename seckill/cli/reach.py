@@ -4,12 +4,19 @@ look for what is wrong with it, and the one that stops the sales when it is.
 
 from __future__ import annotations
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from seckill.cli.command import Target
+from seckill.cli.command import DATA_ENV, REDIS_ENV, Target
 
-__all__ = ["reach"]
+__all__ = ["is_named", "reach"]
+
+
+def is_named(target: Target) -> bool:
+    """Whether an option or the environment names a server."""
+    named = target.redis, target.embedded, os.environ.get(REDIS_ENV), os.environ.get(DATA_ENV)
+    return any(named)
 
 
 @asynccontextmanager

@@ -3,7 +3,8 @@ begins.
 
     readings.py   what is read of the server, once
     server.py     checks of the server        sale.py, groups.py   checks of one sale
-    host.py       checks of this host         intake.py            checks of the settings
+    scripts.py    whether it runs ours        intake.py            checks of the settings
+    host.py       checks of this host         user_keys.py         whether the mall's can be had
 
 Each check is a function that answers with one finding, under a name of its own (``CHECKS``).
 """
@@ -20,7 +21,9 @@ from seckill.doctor.host import check_open_files
 from seckill.doctor.intake import check_intake, read_settings
 from seckill.doctor.readings import Reading, read_server, shown_url
 from seckill.doctor.sale import check_sale, read_sale
+from seckill.doctor.scripts import check_scripts
 from seckill.doctor.server import check_server
+from seckill.doctor.user_keys import check_user_keys
 from seckill.sale import check_sale_id
 
 if TYPE_CHECKING:
@@ -33,6 +36,7 @@ __all__ = [
     "Report",
     "check_intake",
     "check_open_files",
+    "check_user_keys",
     "examine",
     "read_settings",
     "shown_url",
@@ -72,6 +76,7 @@ async def examine(
             )
             findings = check_server(reading)
             if not reading.info.get("loading"):
+                findings.append(await check_scripts(client, sale))
                 findings += await _examine_sale(client, sale, reading, groups)
             return findings
     except (TimeoutError, RedisError, OSError, EOFError) as error:

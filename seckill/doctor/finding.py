@@ -14,6 +14,7 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
     "server": (
         "server",
         "role",
+        "scripts",
         "replicas",
         "persistence",
         "disk-writes",
@@ -32,6 +33,7 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
         "open-files",
         "settings",
         "secrets",
+        "user-keys",
         "file-modes",
         "api-keys",
         "webhook",

@@ -1,7 +1,7 @@
 """Checks of one sale: what its keys hold, and whether it will sell when its time comes.
 
-Everything is read in one MULTI, so a sale that is selling shows one moment. No script is asked:
-those refuse a damaged key without saying which.
+Everything is read in one MULTI, so a sale that is selling shows one moment; a server at maxmemory
+refuses even that. No script is asked: those refuse a damaged key without saying which.
 """
 
 from __future__ import annotations
@@ -44,7 +44,9 @@ _BROKEN: Final = "call a person; if it can't be mended, create the sale under an
 
 class SaleReading(msgspec.Struct, frozen=True, kw_only=True):
     """A sale's keys at one moment. ``kinds`` are the types of the seven; what has the wrong type
-    reads as empty. ``newest`` is the id of the stream's last entry, ``oldest`` of its first."""
+    reads as empty. ``newest`` is the id of the stream's last entry, ``oldest`` of its first, and
+    ``deleted`` how many entries were taken out of it, 0 where the server can't tell (before Redis
+    7)."""
 
     id: str
     now_ms: int
@@ -55,6 +57,7 @@ class SaleReading(msgspec.Struct, frozen=True, kw_only=True):
     orders: int
     oldest: str
     newest: str
+    deleted: int
 
     @property
     def exists(self) -> bool:
@@ -68,21 +71,19 @@ class SaleReading(msgspec.Struct, frozen=True, kw_only=True):
 
 
 async def read_sale(client: Redis, sale: str) -> SaleReading:
-    """Reads a sale as it is, damaged or not."""
-    keys = shard_keys(sale)
-    async with client.pipeline(transaction=True) as pipe:
-        for command in (
-            *(("TYPE", key) for key in keys),
-            ("TIME",),
-            ("HGETALL", keys[0]),
-            ("HGETALL", keys[1]),
-            ("HLEN", keys[2]),
-            ("HLEN", keys[3]),
-            ("XRANGE", keys[6], "-", "+", "COUNT", 1),
-            ("XINFO STREAM", keys[6]),
-        ):
-            pipe.execute_command(*command)
-        found = await pipe.execute(raise_on_error=False)
+    """Reads a sale as it is, damaged or not. Raises what redis-py raises."""
+    from redis.exceptions import NoPermissionError, OutOfMemoryError
+
+    try:
+        found = await _ask(client, sale, transaction=True)
+    except OutOfMemoryError:
+        # In a MULTI even a reading command is refused at maxmemory. One pipeline is as good as
+        # always one moment, too, because the server reads so short a text at once.
+        found = await _ask(client, sale, transaction=False)
+    for answer in found:
+        # What may not be read is not damaged.
+        if isinstance(answer, NoPermissionError):
+            raise answer
     kinds, (time, header, stock, buyers, orders, first, stream) = found[:7], found[7:]
     return SaleReading(
         id=sale,
@@ -94,7 +95,31 @@ async def read_sale(client: Redis, sale: str) -> SaleReading:
         orders=orders if isinstance(orders, int) else 0,
         oldest=first[0][0].decode() if isinstance(first, list) and first else "",
         newest=stream["last-generated-id"].decode() if isinstance(stream, dict) else "",
+        deleted=_deleted(stream) if isinstance(stream, dict) else 0,
     )
+
+
+def _deleted(stream: dict[str, Any]) -> int:
+    """What was ever added and is no longer there."""
+    return int(stream.get("entries-added", stream["length"])) - int(stream["length"])
+
+
+async def _ask(client: Redis, sale: str, *, transaction: bool) -> list[Any]:
+    """The answers of the seven types, of TIME, and of what the keys hold."""
+    keys = shard_keys(sale)
+    async with client.pipeline(transaction=transaction) as pipe:
+        for command in (
+            *(("TYPE", key) for key in keys),
+            ("TIME",),
+            ("HGETALL", keys[0]),
+            ("HGETALL", keys[1]),
+            ("HLEN", keys[2]),
+            ("HLEN", keys[3]),
+            ("XRANGE", keys[6], "-", "+", "COUNT", 1),
+            ("XINFO STREAM", keys[6]),
+        ):
+            pipe.execute_command(*command)
+        return await pipe.execute(raise_on_error=False)
 
 
 def _texts(reply: Any) -> dict[str, str]:
@@ -163,6 +188,15 @@ def _keys(sale: SaleReading) -> Finding:
     last = sale.newest.partition("-")[2]
     if last != sale.header.get("seq"):
         seen = f"the stream ends at event {last}, the sale is at {sale.header.get('seq')}"
+        return red("keys", seen, "restore the server's data; call a person")
+    # Its first event is the sale's creation. Nothing of ours ever takes an event out.
+    if sale.deleted or sale.oldest.partition("-")[2] != "1":
+        count = f"{sale.deleted:,}" if sale.deleted else "the first"
+        seen = f"entries were deleted from the stream: {count}, so their events are lost"
+        return red("keys", seen, "find out who did it; restore the server's data; call a person")
+    held = any(_is_some(sale.stock[name]) for name in _taken(sale) if name.endswith(":held"))
+    if held and kinds["holds"] == kinds["paying"] == "none":
+        seen = "units are held and both lists of deadlines are missing: nothing gives them back"
         return red("keys", seen, "restore the server's data; call a person")
     return green("keys", f"all of the right type, {sale.header['seq']} events")
 

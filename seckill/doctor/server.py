@@ -200,6 +200,9 @@ def _memory(reading: Reading) -> Finding:
     )
     enough_mb = -(-int((used + needed) / TIGHT) // 2**20)
     remedy = f"set `CONFIG SET maxmemory {enough_mb}mb`, if the machine has it"
+    if limit and free <= 0:
+        seen = f"full, so every order is refused: {shown_bytes(used)} used of {shown_bytes(limit)}"
+        return red("memory", seen, remedy)
     if needed > free:
         return red("memory", seen, remedy)
     if needed > free * TIGHT:

@@ -96,8 +96,8 @@ class Turns:
     def give(
         self, subject: Hashable, cause: str = "", *, new: bool, answered: bool = False
     ) -> None:
-        """Gives a turn back after an attempt; ``cause`` says why it failed, if it did. ``answered``:
-        the endpoint itself refused it, so something is alive there."""
+        """Gives a turn back after an attempt; ``cause`` says why it failed, if it did.
+        ``answered``: the endpoint itself refused it, so something is alive there."""
         self._leave(new=new)
         was_down = self.down
         if not cause:

@@ -95,7 +95,10 @@ def test_commands_join_a_running_embedded_server(sale_file: SaleFile, tmp_path: 
         # One that is in use is not taken over.
         second = run_seckill("serve", "--redis", url, *options[2:], cwd=tmp_path)
         assert (second.code, second.out) == (1, "")
-        assert f"cannot listen on {unix}: Address already in use" in second.err
+        assert second.err == (
+            f"seckill: cannot listen on {unix}: Address already in use;"
+            " another server runs there: stop it, or choose another path with --unix\n"
+        )
         process.send_signal(signal.SIGINT)
         process.communicate(timeout=20)
         assert process.returncode == 0
@@ -131,7 +134,10 @@ def refused(*options: str, cwd: Path, code: int, **env: str) -> str:
 def test_bad_addresses(server: EmbeddedServer, tmp_path: Path) -> None:
     options = ("--redis", server.url, "--durability", "memory", "--dev", "--unix")
     said = refused(*options, "/nonexistent/x.sock", cwd=tmp_path, code=1)
-    assert said == ("seckill: cannot listen on /nonexistent/x.sock: No such file or directory\n")
+    assert said == (
+        "seckill: cannot listen on /nonexistent/x.sock: No such file or directory;"
+        " create the directory /nonexistent\n"
+    )
     said = refused(*options, "x" * 200, cwd=tmp_path, code=1)
     assert said == f"seckill: cannot listen on {'x' * 200}: AF_UNIX path too long\n"
     said = refused("--dev", "--redis", "redis://127.0.0.1:1", "--port", "0", cwd=tmp_path, code=1)

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 import redis
 
-from seckill.dead import Letter, with_letters
+from seckill.dead import DeadLetters, Letter, with_letters
 from seckill.engine import Engine
 from seckill.keys import relay_keys, stream_key
 from seckill.order import Order
 from seckill.relay import journal
 from seckill.relay.delivery import Delivery
-from seckill.relay.journal import Entry, Journal, LeaseLost
+from seckill.relay.journal import TAKEN, Entry, Journal, LeaseLost
 from seckill.sale import Sale
 from tests.conftest import MakeSale
 from tests.integration.receiver import Receiver, endpoint, receiving
@@ -142,7 +142,7 @@ async def test_a_relay_that_was_killed_while_it_retried(
     refuse(receiver, held, how="500")
     async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
         await until(lambda: receiver.attempts[f"{sale.id}:{held}"] >= 3)
-    assert client.smembers(relay_keys(sale.id).again) == {order.id.encode()}
+    assert client.smembers(relay_keys(sale.id).again) == {f"{order.id}{TAKEN}".encode()}
     refuse(receiver)
     await relay_once(engine, endpoint(receiver), sale)
     assert receiver.unseen() == {}
@@ -171,6 +171,86 @@ async def test_a_wish_that_comes_before_the_letter(
     monkeypatch.setattr(Delivery, "_keep", keep_and_ask)
     await relay_once(engine, endpoint(receiver), sale)
     assert client.hlen(relay_keys(sale.id).dead) == 3
+
+
+async def test_a_wish_beside_one_that_is_being_answered(aclient: Any) -> None:
+    """Made after the retry has failed and before that is written, it is another wish."""
+    sale = new_sale_id()
+    dead, told = DeadLetters(aclient, sale), list[str]()
+    relay = Journal(aclient, sale, b"1", lease_ms=60_000)
+    relay.on_again = told.extend
+    assert await relay.acquire() is None
+    await dead.retry(["one", "two"])
+    await relay.write()
+    assert sorted(told) == ["one", "two"]
+    told.clear()
+    relay.heard("one")
+    await dead.retry(["one"])
+    await relay.write()
+    assert sorted(told) == ["one", "two"]
+    told.clear()
+    relay.heard("one")
+    relay.heard("two")
+    await relay.write(release=True)
+    assert told == []
+    assert await aclient.exists(relay_keys(sale).again) == 0
+
+
+async def test_a_wish_is_not_struck_off_by_a_repeated_write(
+    aclient: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A write whose answer was lost is repeated with all that it said."""
+    sale = new_sale_id()
+    dead, told = DeadLetters(aclient, sale), list[str]()
+    relay = Journal(aclient, sale, b"1", lease_ms=60_000)
+    relay.on_again = told.extend
+    assert await relay.acquire() is None
+    await dead.retry(["one"])
+    await relay.write()
+    relay.heard("one")
+    transact, lost = Journal._transact, 0
+
+    async def lose(journal: Journal, *args: Any, **options: Any) -> set[str]:
+        nonlocal lost
+        again = await transact(journal, *args, **options)
+        if lost < 3:
+            lost += 1
+            await dead.retry(["one"])
+            raise ConnectionResetError
+        return again
+
+    monkeypatch.setattr(Journal, "_transact", lose)
+    await relay.write()
+    assert (lost, told) == (3, ["one", "one"])
+
+
+async def test_a_failed_retry_and_another_wish_at_that_moment(
+    engine: Engine,
+    open_sale: MakeSale,
+    receiver: Receiver,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The whole relay: the operator asks again in the very moment of the failure."""
+    sale = await open_sale()
+    (order, *_) = await sell(engine, sale, 2)
+    await receiver.expect(engine, sale.id)
+    held, *_ = await seqs_of(engine, sale, order)
+    refuse(receiver, held)
+    keys = relay_keys(sale.id)
+    await relay_once(engine, endpoint(receiver), sale)
+    bury = Journal.bury
+
+    def bury_and_ask(journal: Journal, *args: Any) -> None:
+        bury(journal, *args)
+        refuse(receiver)
+        client.sadd(keys.again, order.id)
+
+    monkeypatch.setattr(Journal, "bury", bury_and_ask)
+    await retry(engine, sale, order.id)
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=1_000):
+        await until(lambda: not receiver.unseen(), 10)
+        await until(lambda: not client.exists(keys.dead, keys.again))
 
 
 async def test_dropped(

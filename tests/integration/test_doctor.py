@@ -575,9 +575,11 @@ def test_groups(tenant: House, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) 
     time.sleep(0.01)
     # The relay's group must have a reader, because the settings want a webhook.
     assert doctor.examine(tenant) == (1, ALL_GREEN | {"groups": RED})
+    assert "start `seckill relay --config …`, and look" in doctor.findings["groups"]["remedy"]
     tenant.config.write_text(SETTINGS.replace("http://127.0.0.1:9/events", ""))
     assert doctor.examine(tenant) == (0, ALL_GREEN | {"groups": YELLOW})
     assert "no reader has asked" in doctor.findings["groups"]["seen"]
+    assert "relay" not in doctor.findings["groups"]["remedy"]
     for group in ("mall", "webhook"):
         tenant.client.xgroup_destroy(tenant.keys[6], group)
     assert doctor.examine(tenant) == (0, ALL_GREEN | {"groups": YELLOW})
@@ -585,6 +587,7 @@ def test_groups(tenant: House, doctor: Doctor, monkeypatch: pytest.MonkeyPatch) 
     tenant.config.write_text(SETTINGS)
     assert doctor.examine(tenant) == (1, ALL_GREEN | {"groups": RED})
     assert "webhook" in doctor.findings["groups"]["seen"]
+    assert doctor.findings["groups"]["remedy"] == "start `seckill relay --config …`"
 
 
 # -- the intake -------------------------------------------------------------------------------
@@ -621,8 +624,8 @@ INTAKE_FAULTS: dict[str, tuple[Plant, Levels, set[str]]] = {
     "no key for the backend": (rewrite('"backend"', '"metrics"'), {"api-keys": RED}, set()),
     "a webhook that signs nothing": (
         rewrite(f'secrets = ["{SECRETS[1] * 2}"]', ""),
-        {"webhook": RED},
-        set(),
+        {"settings": RED},
+        NO_LOAD,
     ),
     "a webhook in the open": (
         rewrite("http://127.0.0.1:9", "http://mall.example"),

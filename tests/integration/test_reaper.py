@@ -163,8 +163,9 @@ async def test_a_server_that_is_away_for_a_while(
             server.kill()
             with caplog.at_level(logging.WARNING, logger="seckill.reaper"):
                 await asyncio.sleep(1.0)
-            warnings = [r for r in caplog.records if "not swept" in r.getMessage()]
+            warnings = [r.getMessage() for r in caplog.records if "not swept" in r.getMessage()]
             assert len(warnings) == 1
+            assert warnings[0].startswith("deadlines are not swept: ")
             server.start()
             assert server.url != path
     async with Engine(server.start(), sweep_ms=10) as engine:
@@ -221,6 +222,8 @@ async def test_one_sick_sale_does_not_starve_the_others(
     await asyncio.sleep(0.2)
     await reaper.stop()
     assert swept
+    (said,) = caplog.messages
+    assert said.startswith("deadlines of sale sick are not swept: ")
 
 
 async def test_a_round_is_bounded(caplog: pytest.LogCaptureFixture) -> None:

@@ -22,7 +22,7 @@ import redis
 
 from seckill import webhook
 from seckill.dead import with_letters
-from seckill.engine import Engine
+from seckill.engine import Engine, Wish
 from seckill.errors import InvalidInput, UnknownSale
 from seckill.keys import relay_keys, shard_keys, stream_key
 from seckill.order import Order
@@ -340,13 +340,52 @@ async def test_one_bad_order_does_not_stop_the_others(
     assert receiver.unseen() == {}
 
 
+@pytest.mark.parametrize("misdeed", ["500", "close"])
+async def test_many_bad_orders_in_front_do_not_stop_the_others(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, misdeed: str
+) -> None:
+    """They make the endpoint look down, and then it must be asked by others than the next of them.
+    Before, it took half an hour with these waits."""
+    sale = await open_sale({"a": 300})
+    bad = {order.id for order in await sell(engine, sale, 60, confirm=False)}
+    wishes = [Wish(f"good-{n}", "k", {"a": 1}) for n in range(200)]
+    await engine.reserve_many(sale.id, wishes)
+    count = await receiver.expect(engine, sale.id)
+
+    def behave(body: dict[str, Any], attempt: int) -> str:
+        return misdeed if body["order"] and body["order"]["id"] in bad else "204"
+
+    receiver.behave = behave
+    pace = Pace(first_s=0.05, longest_s=60.0, probe_s=60.0)
+    to = endpoint(receiver, in_flight=6)
+    async with relaying(engine, to, sales=(sale.id,), pace=pace) as relay:
+        await until(lambda: relay.turns.down)
+        await until(lambda: len(set(receiver.taken)) >= count - len(bad))
+    assert len(receiver.unseen()) == len(bad)
+
+
+async def test_the_search_for_an_order_that_is_taken_does_not_slow_down(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver
+) -> None:
+    """As long as the endpoint answers. Doubled each time, these waits would add up to a day."""
+    sale = await open_sale({"a": 100})
+    await sell(engine, sale, 60, confirm=False)
+    receiver.behave = lambda body, attempt: "503"
+    pace = Pace(first_s=0.02, longest_s=0.1, probe_s=86_400.0)
+    async with relaying(engine, endpoint(receiver), sales=(sale.id,), pace=pace) as relay:
+        await until(lambda: relay.turns.down)
+        await until(lambda: receiver.busy == 0)
+        before = receiver.attempts.total()
+        await until(lambda: receiver.attempts.total() >= before + 22)
+
+
 async def test_a_down_endpoint_is_asked_now_and_then(
     engine: Engine, open_sale: MakeSale, receiver: Receiver
 ) -> None:
     sale = await open_sale({"a": 300})
     await sell(engine, sale, 200, confirm=False)
     count = await receiver.expect(engine, sale.id)
-    receiver.behave = lambda body, attempt: "503"
+    receiver.behave = lambda body, attempt: "close"
     slow = Pace(first_s=0.01, longest_s=0.05, probe_s=0.2)
     async with relaying(
         engine, endpoint(receiver, in_flight=8), sales=(sale.id,), pace=slow
@@ -682,20 +721,77 @@ def test_waits_grow_and_are_bounded() -> None:
 
 async def test_a_turn_survives_who_gave_up_waiting() -> None:
     turns = Turns(1, QUICK)
-    await turns.take(new=True)
-    waiting = [asyncio.create_task(turns.take(new=n % 2 == 0)) for n in range(6)]
+    held: list[bool] = []
+
+    async def hold(*, new: bool) -> None:
+        await turns.take(new=new)
+        held.append(new)
+
+    await hold(new=True)
+    waiting = [asyncio.create_task(hold(new=n % 2 == 0)) for n in range(6)]
     await asyncio.sleep(0)
     waiting[2].cancel()
-    turns.give("a")
+    turns.give("a", new=held.pop())
     waiting[0].cancel()  # At the very moment at which it has got its turn.
     await asyncio.sleep(0)
     await asyncio.sleep(0)
     for _ in range(4):
         assert turns.busy == 1
-        turns.give("a")
         await asyncio.sleep(0)
-    assert turns.busy == 0
+        turns.give("a", new=held.pop())
+        await asyncio.sleep(0)
+    assert turns.busy == turns._busy_old == 0
     await asyncio.wait(waiting)
+
+
+@pytest.mark.parametrize("in_flight", [1, 4])
+async def test_a_retry_gets_its_turn_among_new_ones(in_flight: int) -> None:
+    turns = Turns(in_flight, QUICK)
+    sent = 0
+
+    async def stream() -> None:
+        nonlocal sent
+        while sent < 400:
+            await turns.take(new=True)
+            sent += 1
+            await asyncio.sleep(0)
+            turns.give("new", new=True)
+
+    async def retry() -> int:
+        before = sent
+        await turns.take(new=False)
+        turns.give("old", new=False)
+        return sent - before
+
+    streams = [asyncio.create_task(stream()) for _ in range(12)]
+    await asyncio.sleep(0)
+    passed = [await retry() for _ in range(10)]
+    await asyncio.wait(streams)
+    # Between two retries at most three new ones go, and those that had their turn before.
+    assert max(passed) <= 3 + in_flight
+
+
+async def test_retries_that_hang_leave_most_places_to_new_ones() -> None:
+    turns = Turns(8, QUICK)
+    hanging = [asyncio.create_task(turns.take(new=False)) for _ in range(20)]
+
+    async def stream() -> None:
+        for _ in range(40):
+            await turns.take(new=True)
+            await asyncio.sleep(0)
+            turns.give("new", new=True)
+
+    for _ in range(8):
+        await turns.take(new=True)
+    streams = [asyncio.create_task(stream()) for _ in range(8)]
+    await asyncio.sleep(0)
+    for _ in range(8):
+        turns.give("new", new=True)
+    async with asyncio.timeout(5):
+        await asyncio.gather(*streams)
+    for task in hanging:
+        task.cancel()
+    await asyncio.wait(hanging)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from pydantic import BaseModel, SecretStr
 
 from seckill.errors import InvalidInput
 from seckill.server.describe import dotted, is_secret, names, rows, takes
-from seckill.server.load import Loaded, SettingError, SettingsErrors, load, read
+from seckill.server.load import Loaded, SettingError, SettingsErrors, load, read, wanted
 from seckill.server.settings import ApiKey, Settings
 
 ROOT = Path(__file__).parents[2]
@@ -202,10 +202,10 @@ def test_all_errors_at_once(folder: Path) -> None:
             f"{file}users.jwks_url: is not https; write https://host/path",
             f"{file}keys[0].name: is missing; add it",
             f"{file}keys[0].nmae: is no setting; did you mean keys[0].name?",
-            f'{file}keys[0].hash: "{HASH[:20]}" is refused; write what `seckill key new` prints',
-            f"{file}keys[0].scopes: [] is refused; write one or more of backend, admin, metrics",
+            f"{file}keys[0].hash: this is refused; write what `seckill key new` prints",
+            f"{file}keys[0].scopes: this is refused; write one or more of backend, admin, metrics",
             f"{file}gate.secrets: this is refused; write a list of secrets, or file:PATH for each",
-            f"{file}gate.work_bits: true is refused; write 0 to 32",
+            f"{file}gate.work_bits: this is refused; write 0 to 32",
             "SECKILL_SERVER__PROT: is no setting; did you mean SECKILL_SERVER__PORT?",
             "SECKILL_PORT: is no setting; did you mean SECKILL_SERVER__PORT?",
             "SECKILL_REDDIS: is no setting; did you mean SECKILL_REDIS?",
@@ -240,6 +240,86 @@ def test_a_password_is_in_no_error(folder: Path) -> None:
         for text in (f'[redis]\nurl = "{url}"\n', f'[redis]\nurl = ["{url}"]\n'):
             if "?" not in url or "[" in text[8:]:
                 assert len(errors_of(folder, text)) == 1
+
+
+RAW = "sk_0123456789abcdefghijklmnopqrstuvwxyzABCD"
+PEM = f"-----BEGIN PUBLIC KEY-----\n{SECRET}\n-----END PUBLIC KEY-----\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "env"),
+    [
+        (f'[[keys]]\nname = "a"\nhash = "{RAW}"\nscopes = ["admin"]', {}),
+        (f'[[keys]]\nname = "{RAW}"\nhash = "{HASH}"\nscopes = ["{RAW}"]', {}),
+        (f'keys = "{RAW}"', {}),
+        (f'keys = ["{RAW}"]', {}),
+        (f'keys = {{a = "{RAW}"}}', {}),
+        ("", {"SECKILL_KEYS": RAW}),
+        ("", {"SECKILL_KEYS": f'["{RAW}"]'}),
+        (f'users = "{RAW}"', {}),
+        (f'users = ["{RAW}"]', {}),
+        (f'users.leeway_s = "{RAW}"', {}),
+        (f'users.issuer = ["{RAW}"]', {}),
+        (f'users.jwks_url = "{RAW}"', {}),
+        (f'users.key_files = "{RAW}"', {}),
+        (f'users.key_files = ["{RAW}"]', {}),
+        (f"users.key_files = ['''{PEM}''']", {}),
+        (f'users.key_files = ["/{RAW * 10}"]', {}),
+        (f"users.secrets = ['''file:{PEM}''']", {}),
+        (f'gate = "{RAW}"', {}),
+        (f'gate.life_s = "{RAW}"', {}),
+        (f'webhook = "{RAW}"', {}),
+        (f'webhook.url = ["{RAW}"]', {}),
+        (f'webhook.url = "{RAW}"', {}),
+        ("", {"SECKILL_WEBHOOK__URL": f"ftp://h/{RAW}"}),
+        (f'webhook.url = "https://h/{RAW}"', {}),
+    ],
+)
+def test_what_is_pasted_in_the_wrong_place_is_in_no_error(
+    folder: Path, text: str, env: dict[str, str]
+) -> None:
+    """`errors_of` looks for the other secret, which is in the PEM."""
+    said = str(errors_of(folder, text, **env))
+    assert RAW[:12] not in said
+
+
+def test_the_name_of_a_key_is_in_no_error(folder: Path) -> None:
+    key = f'[[keys]]\nname = "{RAW[:40]}"\nhash = "{HASH}"\nscopes = ["admin"]\n'
+    (error,) = errors_of(folder, key + key)
+    assert "keys: hold the same hash twice; write all scopes" in error
+    assert RAW[:12] not in error
+
+
+def test_a_file_that_can_be_one_is_named(folder: Path) -> None:
+    (error,) = errors_of(folder, 'users.key_files = ["/nowhere/mall.pem"]')
+    assert "users.key_files[0]: /nowhere/mall.pem cannot be read: No such file" in error
+
+
+@pytest.mark.parametrize(
+    "url", ["mall.example/hook", "ftp://mall.example/", "https://", "http://[x"]
+)
+def test_a_webhook_that_nothing_can_be_sent_to(folder: Path, url: str) -> None:
+    (error,) = errors_of(folder, f'webhook = {{url = "{url}", secrets = ["{SECRET}"]}}')
+    assert error == (
+        "seckill.toml: webhook.url: is not an http or https URL; write https://host/path"
+    )
+
+
+def test_a_webhook_is_signed(folder: Path) -> None:
+    (error,) = errors_of(folder, 'webhook.url = "https://mall.example/hook"')
+    assert "webhook.secrets: is empty, and webhook.url wants signed deliveries; give" in error
+    read_it(folder, f'webhook = {{url = "https://mall.example/hook", secrets = ["{SECRET}"]}}')
+
+
+def test_what_an_intake_still_wants(folder: Path) -> None:
+    """This is no error: it may come from the command line, and the relay does without."""
+    keys, server = wanted(read_it(folder, "server.port = 5").settings)
+    assert "`seckill key new`" in keys
+    assert "--redis URL" in server
+    users = f'users.secrets = ["{SECRET}"]\n'
+    assert wanted(read_it(folder, users).settings) == (server,)
+    assert wanted(read_it(folder, users, SECKILL_DATA="d").settings) == ()
+    assert wanted(read_it(folder, "", SECKILL_REDIS="redis://h").settings) == (keys,)
 
 
 def test_a_variable_of_a_wrong_section_is_known_by_its_name(folder: Path) -> None:
@@ -303,6 +383,8 @@ def test_variables_that_are_no_settings() -> None:
         "SECKILL_CONFIG": "",
         "SECKILL_KEY": "sk_x",
         "SECKILL_TOKEN": "eyJ",
+        "SECKILL_URL": "http://127.0.0.1:8000",
+        "SECKILL_SALE": "evening-2026-11-28",
         "SECKILL_REDIS_SERVER": "/usr/bin/redis-server",
         "SECKILL_PORT": "tcp://10.0.0.1:8000",
         "SECKILL_PORT_8000_TCP": "tcp://10.0.0.1:8000",
@@ -379,11 +461,16 @@ def test_no_row_shows_a_secret() -> None:
         "SECKILL_REDIS": f"redis://u:{SECRET}@h/0",
         "SECKILL_USERS__SECRETS": f'["{SECRET}", "{SECRET}-2"]',
         "SECKILL_KEYS": f'[{{"name": "a", "hash": "{HASH}", "scopes": ["admin", "metrics"]}}]',
+        "SECKILL_USERS__JWKS_URL": f"https://u:{SECRET}@login.example/keys?key={SECRET}",
+        "SECKILL_WEBHOOK__URL": f"https://u:{SECRET}@mall.example:444/{SECRET}?key={SECRET}",
+        "SECKILL_WEBHOOK__SECRETS": f'["{SECRET}"]',
     }
     loaded = read(None, env)
     shown = {row.name: row for row in rows(loaded.settings, loaded.sources)}
     assert SECRET not in str(shown)
     assert shown["redis.url"].value == '"redis://***@h/0"'
+    assert shown["users.jwks_url"].value == '"https://***@login.example/keys?…"'
+    assert shown["webhook.url"].value == '"https://mall.example:444"'
     assert shown["users.secrets"].value == "2 secrets"
     assert shown["keys"].value == "[a (admin, metrics)]"
     assert shown["redis.url"].source == "SECKILL_REDIS"

@@ -307,6 +307,6 @@ async def test_what_follows_a_broken_head_is_not_read(site: Site) -> None:
     for _ in range(5):
         connection.data_received(b"y" * 65_536)
     assert len(connection._messages) == 1
-    assert (await all_of(reader)).startswith(b"HTTP/1.1 400")
+    assert b" 400 Bad Request" in await all_of(reader)
     writer.transport.abort()
     await asyncio.sleep(0)

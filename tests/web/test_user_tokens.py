@@ -199,6 +199,12 @@ async def test_without_any_key() -> None:
         ({"exp": str(NEXT_HOUR)}, "exp"),
         ({"exp": True}, "exp"),
         ({"exp": [NEXT_HOUR]}, "exp"),
+        ({"exp": NEXT_HOUR * 1000}, "claim exp of the user token is years ahead: in milliseconds?"),
+        ({"exp": 10**400}, "in milliseconds?"),
+        ({"exp": 1e300}, "in milliseconds?"),
+        ({"exp": -(10**400)}, "exp of the user token is no time"),
+        ({"nbf": 10**400}, "nbf of the user token is years ahead: in milliseconds?"),
+        ({"nbf": -(10**400)}, "nbf of the user token is no time"),
         ({"nbf": NEXT_HOUR}, "nbf"),
         ({"nbf": "now"}, "nbf"),
         ({"sub": None}, "claim sub"),
@@ -249,6 +255,8 @@ async def test_issuer_and_audience() -> None:
         for iss in (None, "", "https://mall.example/", "https://evil.example"):
             assert await mall.is_refused(signed(**(right | {"iss": iss})), why="iss")
         assert await mall.is_refused(by_hand(HS256, claims(**right) | {"iss": ["x"]}))
+        none = by_hand(HS256, claims(**(right | {"aud": None})))
+        assert await mall.is_refused(none, why="has no aud; this intake wants users.audience")
         for aud in (None, "", "Seckill", "xseckill", [], ["x"], ["seckill-admin"], {"seckill": 1}):
             assert await mall.is_refused(by_hand(HS256, claims(**(right | {"aud": aud}))))
 

@@ -4,7 +4,8 @@ A letter is **dead** (its event was given up), or **parked**: a later event of t
 the sale itself), which must not overtake it. Letters stand in one hash of the sale, at most
 ``DEAD_MAX`` of them, and hold the event as it stood in the stream. Whoever works on them by hand
 only names a *subject*, an order id or ``sale``, in the set ``again``; the active relay, and nobody
-else, then sends what is left of that subject's letters, in order.
+else, then sends what is left of that subject's letters, in order. It renames a wish it has taken
+up, by a newline at its end, so that the same wish made once more is another one.
 """
 
 from __future__ import annotations
@@ -97,7 +98,8 @@ class DeadLetters:
 
     async def retrying(self) -> set[str]:
         """The subjects whose letters are being sent again, or wait for a relay to do it."""
-        return {name.decode() for name in await self._client.smembers(self._keys.again)}
+        members = await self._client.smembers(self._keys.again)
+        return {name.decode().removesuffix("\n") for name in members}
 
     async def retry(self, subjects: Collection[str]) -> None:
         """Asks the relay to send all letters of these subjects again, in order."""

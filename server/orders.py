@@ -32,6 +32,7 @@ from .problems import (
     OVERLOADED,
     PROOF_REQUIRED,
     STORAGE_FULL,
+    Problem,
     Reply,
     refusal,
 )
@@ -92,6 +93,10 @@ async def reserve_in(intake: Intake, request: web.Request, sale: str) -> Reply:
     for line in wish.items:
         cart[line.sku] = cart.get(line.sku, 0) + line.quantity
     outcome = await intake.engine.reserve(sale, buyer, key, cart, attrs=wish.attrs)
+    if outcome.status is Status.UNKNOWN_SKU:
+        known = (await intake.engine.sale(sale)).sku_index
+        strangers = ", ".join(sku for sku in cart if sku not in known)
+        raise Problem(ANSWERS[outcome.status], f"the sale has no {strangers}", "items")
     return _answer(outcome, request)
 
 

@@ -30,7 +30,7 @@ def settings(
 ) -> None:
     """Show every setting of the intake; secrets are counted and never shown."""
     from seckill.server.describe import rows
-    from seckill.server.load import read
+    from seckill.server.load import read, wanted
 
     loaded = read(check or config)
     for warning in loaded.warnings:
@@ -45,6 +45,8 @@ def settings(
         else:
             # A path is not to be folded.
             out.console.print(Text.assemble(("✓ ", "green"), said), soft_wrap=True)
+            for want in wanted(loaded.settings):
+                warn(f"seckill serve will want {want}")
         return
     table = new_table("setting", "~value", "~from")
     for row in found:

@@ -111,6 +111,27 @@ def test_a_server_that_is_away_and_settings_that_are_wrong(tmp_path: Path) -> No
     assert "✗ sale x: 2 red, 0 yellow\n" in done.out
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ('[users]\nsecrets = ["file:gone"]\n', "users.secrets[0]"),
+        ("[users\n", "is not TOML"),
+    ],
+)
+def test_settings_with_errors_that_alone_name_the_server(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    config = tmp_path / "seckill.toml"
+    config.write_text(f'[redis]\nurl = "redis://127.0.0.1:1"\n{text}', "utf-8")
+    done = run_seckill("doctor", "x", "--config", str(config), "--json", cwd=tmp_path)
+    assert (done.code, done.err) == (1, "")
+    findings = {finding["check"]: finding for finding in done.data["findings"]}
+    assert findings.keys() == {"server", "open-files", "settings"}
+    assert (findings["settings"]["level"], findings["server"]["level"]) == ("red", "red")
+    assert said in findings["settings"]["seen"]
+    assert "not known" in findings["server"]["seen"]
+
+
 def test_every_check_is_documented() -> None:
     """The guide's table of checks has a row for each, in the order of a report."""
     rows = re.findall(r"(?m)^\| `([a-z-]+)` \|", GUIDE.read_text("utf-8"))

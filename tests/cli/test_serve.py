@@ -193,9 +193,13 @@ def test_settings_are_shown(tmp_path: Path) -> None:
     assert lines["redis.url"] == '"unix://s" SECKILL_REDIS'
     assert lines["users.secrets"].startswith("1 secret ")
     config.chmod(0o600)
-    checked = run_seckill("settings", "--check", str(config), cwd=tmp_path)
+    check = ("settings", "--check", str(config))
+    checked = run_seckill(*check, cwd=tmp_path, SECKILL_REDIS="unix://s")
     assert (checked.code, checked.err) == (0, "")
-    assert "is in order; 2 of " in " ".join(checked.out.split())
+    assert "is in order; 3 of " in " ".join(checked.out.split())
+    checked = run_seckill(*check, cwd=tmp_path)
+    assert checked.code == 0
+    assert "seckill serve will want a server" in checked.err
     data = run_seckill("settings", "--config", str(config), "--json", cwd=tmp_path).data
     assert {row["name"]: row["value"] for row in data}["users.secrets"] == "1 secret"
     assert secret not in shown.out + shown.err + str(data)

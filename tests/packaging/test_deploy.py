@@ -18,8 +18,9 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from hashlib import sha256
+from io import BytesIO
 from pathlib import Path
 
 import aiohttp
@@ -31,6 +32,7 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.sale import Sale
 from seckill.server.load import load
+from seckill.server.openapi import every_kind
 from seckill.verify import verify
 from tests.support import make_sale
 from tests.web.processes import workers_of
@@ -89,8 +91,10 @@ def test_what_the_unit_starts(tmp_path: Path) -> None:
     # The runtime directory is where its socket is to be, and what nginx is told.
     assert "RuntimeDirectory=seckill/%i\n" in UNIT.read_text()
     assert words[words.index("--unix") + 1] == "/run/seckill/1/intake.sock"
-    sockets = re.findall(r"server unix:(\S+)", NGINX.read_text())
-    assert sockets == ["/run/seckill/1/intake.sock", "/run/seckill/2/intake.sock"]
+    sockets = ["/run/seckill/1/intake.sock", "/run/seckill/2/intake.sock"]
+    assert re.findall(r"server unix:(\S+)", NGINX.read_text()) == sockets
+    # Each is scraped by a port of its own.
+    assert re.findall(r"proxy_pass http://unix:(\S+);", NGINX.read_text()) == sockets
 
 
 def test_hadolint() -> None:
@@ -135,9 +139,11 @@ class Nginx:
 
     def __init__(self, folder: Path, sockets: list[Path]) -> None:
         self.folder = folder
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            self.port = free.getsockname()[1]
+        with ExitStack() as stack:
+            free = [stack.enter_context(socket.socket()) for _ in range(4)]
+            for one in free:
+                one.bind(("127.0.0.1", 0))
+            self.port, self.backend, *self.metrics = (one.getsockname()[1] for one in free)
         needs("openssl")
         pem, key = folder / "cert.pem", folder / "cert.key"
         names = "/CN=mall.example.com"
@@ -149,10 +155,15 @@ class Nginx:
         for written, here in {
             "listen 443 ssl;": f"listen 127.0.0.1:{self.port} ssl;",
             "listen [::]:443 ssl;": "",
+            "listen 127.0.0.1:8000;": f"listen 127.0.0.1:{self.backend};",
+            "listen 127.0.0.1:8001;": f"listen 127.0.0.1:{self.metrics[0]};",
+            "listen 127.0.0.1:8002;": f"listen 127.0.0.1:{self.metrics[1]};",
             "/etc/nginx/tls/mall.example.com.pem": str(pem),
             "/etc/nginx/tls/mall.example.com.key": str(key),
-            "/run/seckill/1/intake.sock": str(sockets[0]),
-            "/run/seckill/2/intake.sock": str(sockets[-1]),
+            "server unix:/run/seckill/1/intake.sock": f"server unix:{sockets[0]}",
+            "server unix:/run/seckill/2/intake.sock": f"server unix:{sockets[-1]}",
+            "http://unix:/run/seckill/1/intake.sock": f"http://unix:{sockets[0]}",
+            "http://unix:/run/seckill/2/intake.sock": f"http://unix:{sockets[-1]}",
         }.items():
             assert site.count(written) == 1, written
             site = site.replace(written, here)
@@ -259,10 +270,12 @@ class Intake:
 class Mall:
     """nginx before two intakes, and a client of nginx's."""
 
-    def __init__(self, session: aiohttp.ClientSession, intakes: list[Intake], base: str) -> None:
+    def __init__(self, session: aiohttp.ClientSession, intakes: list[Intake], nginx: Nginx) -> None:
         self.session = session
         self.intakes = intakes
-        self.base = base
+        self.base = f"https://127.0.0.1:{nginx.port}"
+        self.inside = f"http://127.0.0.1:{nginx.backend}"
+        self.metrics = [f"http://127.0.0.1:{port}/metrics" for port in nginx.metrics]
 
     async def order(self, sale: Sale, buyer: str, key: str, **headers: str) -> int:
         headers |= {
@@ -298,7 +311,7 @@ async def mall(folder: Path, **env: str) -> AsyncIterator[Mall]:
         trust.check_hostname = False
         connector = aiohttp.TCPConnector(ssl=trust)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
-        there = Mall(session, intakes, f"https://127.0.0.1:{nginx.port}")
+        there = Mall(session, intakes, nginx)
         async with asyncio.timeout(10):
             while True:
                 try:
@@ -378,6 +391,59 @@ async def test_what_passes_nginx(folder: Path, sale: Sale) -> None:
         path = f"{there.base}/v1/sales/{sale.id}/orders"
         async with there.session.post(path, data=big) as response:
             assert response.status == 413
+            await is_problem(response, "body_too_large")
+
+
+async def is_problem(response: aiohttp.ClientResponse, code: str) -> None:
+    """As an intake would answer, though it is nginx that does."""
+    assert response.content_type == "application/problem+json"
+    said = await response.json()
+    assert (said["code"], said["status"]) == (code, response.status)
+    kind = next(kind for kind in every_kind() if kind.code == code)
+    assert (said["type"], said["title"]) == (f"urn:seckill:problem:{code}", kind.title)
+
+
+@pytest.mark.slow
+async def test_how_the_malls_own_programs_get_in(folder: Path, sale: Sale) -> None:
+    """The backend by one port, Prometheus by one for each intake. When no intake is there, whoever
+    asks is told to come again, in words that a program reads."""
+    async with mall(folder, SECKILL_SERVER__WORKERS="1") as there:
+        headers = {"Authorization": f"Bearer {KEY}"}
+        orders = f"{there.inside}/v1/sales/{sale.id}/orders:batch"
+        buyers = [
+            {
+                "buyer": f"i{n}",
+                "key": "k",
+                "items": [{"sku": "a", "quantity": 1}],
+                "attrs": "x" * 99,
+            }
+            for n in range(500)
+        ]
+        # More than 64 KiB, which only buyers are held to.
+        async with there.session.post(orders, json={"orders": buyers}, headers=headers) as response:
+            assert response.status == 200
+            assert {answer["status"] for answer in (await response.json())["answers"]} == {201}
+        big = BytesIO(b"x" * 1_100_000)
+        async with there.session.post(orders, data=big, headers=headers) as response:
+            assert response.status == 413
+            await is_problem(response, "body_too_large")
+        report = f"{there.inside}/v1/admin/sales/{sale.id}/report"
+        # The intake itself says so, of a key without the scope.
+        for url in (report, *there.metrics):
+            async with there.session.get(url, headers=headers) as response:
+                assert (await response.json())["code"] == "forbidden"
+        async with there.session.get(there.inside + "/readyz") as response:
+            assert response.status == 200
+        async with there.session.get(there.inside + "/metrics", headers=headers) as response:
+            assert response.status == 404
+        for intake in there.intakes:
+            await intake.stop()
+        for base in (there.base, there.inside):
+            path = f"{base}/v1/sales/{sale.id}/orders"
+            async with there.session.post(path, json={}, headers=headers) as response:
+                assert response.status == 503
+                assert response.headers["Retry-After"] == "1"
+                await is_problem(response, "unavailable")
 
 
 # -- the guide --------------------------------------------------------------------------------

@@ -262,7 +262,8 @@ async def test_refusals(
         await arrange(intake, sale.id)
     answer = await intake.reserve(sale.id, **wish)
     assert answer.is_problem(http, code)
-    assert set(answer.json) == {"type", "title", "status", "code"}
+    more = {"detail", "field"} if code == "unknown_sku" else set()
+    assert set(answer.json) == {"type", "title", "status", "code"} | more
 
 
 async def test_a_closed_sale_and_an_unknown_one(intake: Intake) -> None:
@@ -295,3 +296,11 @@ async def test_refunded_and_overpaid_orders(intake: Intake) -> None:
     await intake.engine.refund(sale.id, order, "r-1", return_units=True, return_limit=True)
     assert (await intake.post(f"{path}/release")).is_problem(409, "refunded")
     assert (await intake.get(path)).json["refund"] == "r-1"
+
+
+async def test_an_unknown_sku_is_named(intake: Intake) -> None:
+    sale = await intake.open_sale()
+    answer = await intake.reserve(sale.id, "b1", "k1", a=1, nope=1, neither=1)
+    assert answer.is_problem(422, "unknown_sku")
+    assert answer.json["detail"] == "the sale has no nope, neither"
+    assert answer.json["field"] == "items"

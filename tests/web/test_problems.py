@@ -67,8 +67,9 @@ async def test_every_refusal_can_be_sent(
     async def reserve(*_: Any, **__: Any) -> Outcome:
         return Outcome(status)
 
+    sale = await intake.open_sale()
     monkeypatch.setattr(Engine, "reserve", reserve)
-    answer = await intake.reserve("s")
+    answer = await intake.reserve(sale.id)
     assert answer.is_problem(problems.ANSWERS[status].http, status.name.lower())
 
 

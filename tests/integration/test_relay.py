@@ -663,7 +663,8 @@ async def test_a_lease_in_doubt_stops_everything(
 async def test_redis_is_full(
     engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
 ) -> None:
-    """What was delivered is ticked off all the same, and nothing becomes a letter that can't."""
+    """Nothing is lost, and nothing becomes a letter that can't. On Valkey what was delivered is
+    ticked off all the same; a full Redis takes no transaction, so there it is sent again."""
     sale = await open_sale({"a": 100})
     orders = await sell(engine, sale, 20)
     count = await receiver.expect(engine, sale.id)
@@ -682,7 +683,8 @@ async def test_redis_is_full(
             gate.set()
             await until(lambda: len(set(receiver.taken)) == count - 3)
             await asyncio.sleep(0.3)
-            assert relay.deliveries  # It goes on.
+            if "valkey_version" in client.info("server"):
+                assert relay.deliveries  # It goes on.
             full_letters = client.hlen(relay_keys(sale.id).dead)
         finally:
             client.config_set("maxmemory", 0)

@@ -97,7 +97,7 @@ def relaying(server: EmbeddedServer, config: Path, cwd: Path) -> Iterator[subpro
 
 
 def until(happened: Callable[[], Any]) -> None:
-    end = time.monotonic() + 20
+    end = time.monotonic() + 60
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.01)

@@ -300,7 +300,7 @@ async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale
             assert await intake.ended(2) == -signal.SIGTERM
             with pytest.raises(aiohttp.ClientConnectionError):
                 await waiting
-            assert not any(map(is_alive, workers))
+            await until(lambda: not any(map(is_alive, workers)), 10)
         finally:
             os.kill(redis_server.pid, signal.SIGCONT)
 

@@ -1,4 +1,4 @@
-"""An order finds its handler without aiohttp's router, which costs a tenth of the request.
+"""An order finds its handler without aiohttp's router, which costs 8 % of its instructions.
 
 Only where the intake is served by itself (connection.Runner), with its own user tokens and without
 web origins: a mall that mounts it may have middlewares, and those are aiohttp's to call. The same

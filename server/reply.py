@@ -1,7 +1,8 @@
 """How an answer leaves. Most are the same few headers around a small body; such a plain one, on a
 connection that is kept, is written in one piece instead of being put together header by header.
-That saves 15 % of the instructions of an order request. Anything else (HEAD, HTTP/1.0, ``Connection: close``,
-a header that somebody added, a mall's own hooks) goes aiohttp's way and says the same.
+That saves 15 % of the instructions of an order request. Anything else (HEAD, HTTP/1.0,
+``Connection: close``, a header that somebody added, a mall's own hooks) goes aiohttp's way and says
+the same.
 """
 
 from __future__ import annotations

@@ -25,7 +25,7 @@ __all__ = ["Guard"]
 
 _log = logging.getLogger("seckill.server")
 
-Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Handler = Callable[..., Awaitable[web.StreamResponse]]
 
 REQUEST_ID: Final = "X-Request-Id"
 # Whoever watches over the process is answered however many others ask.
@@ -54,13 +54,14 @@ class Guard:
         ]
 
     def around(self, handler: Handler, path: str) -> Handler:
-        """The same handler, guarded. ``path`` is what logs call it, with names in braces."""
+        """The same handler, guarded. ``path`` is what logs call it, with names in braces. What is
+        passed besides the request is passed on."""
         intake, lines, answered = self._intake, self._lines, self._intake.metrics.answered
         verb, route = handler.__name__, _PATTERN.sub("", path)
         always = verb in ALWAYS
 
         @wraps(handler)
-        async def guard(request: web.Request) -> web.StreamResponse:
+        async def guard(request: web.Request, *where: str) -> web.StreamResponse:
             started_s = monotonic()
             intake.in_flight += 1
             request_id, bug = "", False
@@ -70,7 +71,7 @@ class Guard:
                     raise Problem(BUSY)
                 if intake.clients is not None and not always:
                     intake.take_client(request)
-                response = await handler(request)
+                response = await handler(request, *where)
             except Exception as error:  # noqa: BLE001 - logged, and no traceback leaves
                 bug = is_bug(error)
                 if bug:

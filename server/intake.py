@@ -58,7 +58,7 @@ class Intake:
         self.max_in_flight = settings.server.max_in_flight
         self.in_flight = 0
         # See short_cut.py.
-        self.short_cut: Callable[[web.Request], Awaitable[web.StreamResponse]] | None = None
+        self.short_cut: Callable[[web.Request, str], Awaitable[web.StreamResponse]] | None = None
 
     def take_client(self, request: web.Request) -> None:
         """Raises Problem when this address asks too often."""

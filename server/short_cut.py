@@ -20,7 +20,7 @@ from .orders import reserve_in
 __all__ = ["short_cut", "with_short_cut"]
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
-Quick = Callable[[web.Request], Awaitable[web.StreamResponse]]
+Quick = Callable[[web.Request, str], Awaitable[web.StreamResponse]]
 
 # As far as a sale's id can be one; an escaped one is the router's to understand.
 _ORDERS: Final = re.compile(r"/v1/sales/([0-9A-Za-z_-]{1,40})/orders").fullmatch
@@ -29,9 +29,8 @@ _ORDERS: Final = re.compile(r"/v1/sales/([0-9A-Za-z_-]{1,40})/orders").fullmatch
 def short_cut(intake: Intake, guard: Guard) -> Quick:
     """The guarded handler for requests that ``with_short_cut`` has recognised."""
 
-    async def reserve(request: web.Request) -> web.StreamResponse:
-        found = _ORDERS(request.rel_url.raw_path)
-        return await reserve_in(intake, request, found[1] if found else "")
+    async def reserve(request: web.Request, sale: str) -> web.StreamResponse:
+        return await reserve_in(intake, request, sale)
 
     return guard.around(reserve, "/v1/sales/{sale}/orders")
 
@@ -48,11 +47,11 @@ def with_short_cut(app: web.Application, handle: Handler) -> Handler:
         if (
             isinstance(request, web.Request)
             and request.method == "POST"
-            and _ORDERS(request.rel_url.raw_path)
+            and (found := _ORDERS(request.rel_url.raw_path))
             # aiohttp sends "100 Continue" where it is asked for.
             and "Expect" not in request.headers
         ):
-            return await quick(request)
+            return await quick(request, found[1])
         return await handle(request)
 
     return dispatch

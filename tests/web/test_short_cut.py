@@ -49,9 +49,9 @@ async def served(app: web.Application, *, short: bool) -> AsyncIterator[tuple[in
     quick = app[INTAKE].short_cut
     if quick is not None:
 
-        async def spy(request: web.Request) -> web.StreamResponse:
+        async def spy(request: web.Request, sale: str) -> web.StreamResponse:
             taken.append(request.path)
-            return await quick(request)
+            return await quick(request, sale)
 
         app[INTAKE].short_cut = spy
     with socket.socket() as sock:

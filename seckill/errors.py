@@ -6,6 +6,8 @@ statuses, see ``seckill.status``; an exception is a bad call, a bad server or an
     │   └── SaleFileError       the same inside a sale file: names file and line as well
     ├── MissingExtra            an optional part is not installed: names the extra
     ├── UnknownSale             no sale of that id on this server
+    ├── EventsTrimmed           a new group would miss the sale's first events: they are trimmed
+    ├── Refused                 raised by a consumer's own handler: this event is never wanted
     ├── UpgradeNeeded           the sale was made with another script format than this version's
     ├── EmbeddedError           the embedded server could not be found, started or owned
     ├── UnsuitableServer        this Redis must not carry a sale (eviction, too old, replica …)
@@ -13,6 +15,9 @@ statuses, see ``seckill.status``; an exception is a bad call, a bad server or an
     ├── Overloaded              the lane is full, nothing was sent: come back in retry_after_ms
     ├── OutcomeUnknown          sent, no answer in time: ask again with the same key
     ├── EngineClosed            the engine is not started, or is shutting down
+    ├── LedgerUnavailable       the ledger's database is away or busy: the same call may do later
+    ├── LedgerRefused           the ledger's database refuses this, now and later
+    ├── LedgerForked            Redis and ledger tell two stories of one sale: neither is changed
     ├── ServerFull              Redis is at maxmemory: nothing was written, free memory first
     └── ScriptFailed            a script raised: a bug or a damaged key, never an outcome
 """
@@ -22,11 +27,16 @@ from __future__ import annotations
 __all__ = [
     "EmbeddedError",
     "EngineClosed",
+    "EventsTrimmed",
     "InvalidInput",
+    "LedgerForked",
+    "LedgerRefused",
+    "LedgerUnavailable",
     "MissingExtra",
     "OutcomeUnknown",
     "Overloaded",
     "RedisUnavailable",
+    "Refused",
     "SaleFileError",
     "ScriptFailed",
     "SeckillError",
@@ -90,6 +100,25 @@ class UnknownSale(SeckillError, LookupError):
         super().__init__(f"no sale {sale!r} on this server; create it first (seckill sale list)")
 
 
+class EventsTrimmed(SeckillError):
+    """A group that is new begins with the sale's first event, and that one is no longer in Redis.
+    ``first_seq`` is the first that is."""
+
+    def __init__(self, sale: str, first_seq: int) -> None:
+        self.sale = sale
+        self.first_seq = first_seq
+        super().__init__(
+            f"the events of sale {sale!r} before {first_seq} were trimmed, and this group has not"
+            f" read them; read them from the ledger, then pass after_trim=True to go on from"
+            f" {first_seq}"
+        )
+
+
+class Refused(SeckillError):
+    """A consumer's handler raises this for an event that it will never take: the event is not tried
+    again but becomes a dead letter at once, with this exception's text."""
+
+
 class UpgradeNeeded(SeckillError):
     """The sale was made with another script format than this version knows. Another process, of
     the version that made it, can serve it."""
@@ -127,6 +156,27 @@ class OutcomeUnknown(SeckillError):
 
 class EngineClosed(SeckillError):
     """The engine is not started, or is shutting down. Nothing was sent."""
+
+
+class LedgerUnavailable(SeckillError):
+    """The ledger's database can't be reached, is busy, or undid this for another's sake. Nothing
+    was written; the same call may do later."""
+
+
+class LedgerRefused(SeckillError):
+    """The ledger's database refuses this, and would again: a table is missing (`seckill ledger
+    migrate`), a right, or a value does not fit. Nothing was written."""
+
+
+class LedgerForked(SeckillError):
+    """Redis and ledger tell two stories of one sale: another sale was made under its id, or Redis
+    came back with less than the ledger has and went on. Nothing was written; see docs/recovery.md.
+    """
+
+    def __init__(self, sale: str, seq: int, problem: str) -> None:
+        self.sale = sale
+        self.seq = seq
+        super().__init__(f"sale {sale!r}, from event {seq} on: {problem}")
 
 
 class ServerFull(SeckillError):

@@ -6,7 +6,16 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
-__all__ = ["NAMES", "PROBE", "SALES", "RelayKeys", "relay_keys", "shard_keys", "stream_key"]
+__all__ = [
+    "NAMES",
+    "PROBE",
+    "SALES",
+    "GroupKeys",
+    "group_keys",
+    "relay_keys",
+    "shard_keys",
+    "stream_key",
+]
 
 NAMES: Final = ("sale", "stock", "buyers", "orders", "holds", "paying", "events")
 SALES: Final = "sk:sales"
@@ -25,12 +34,13 @@ def stream_key(sale: str, shard: int = 0) -> str:
     return f"sk:{{{sale}:{shard}}}:events"
 
 
-class RelayKeys(NamedTuple):
-    """What `seckill relay` keeps of one shard, beside its consumer group in the stream.
+class GroupKeys(NamedTuple):
+    """What one consumer group keeps of one shard, beside its place in the stream.
 
-    ``lease`` (string): the token of the one active relay. ``done`` (hash): entry id to the bits of
-    those of its events that are dealt with, while others are not. ``dead`` (hash): ``seq:subject``
-    to a dead letter. ``again`` (set): the subjects whose dead letters are to be sent again.
+    ``lease`` (string): the token of its one active consumer. ``done`` (hash): entry id to the bits
+    of those of its events that are dealt with, while others are not. ``dead`` (hash):
+    ``seq:subject`` to a dead letter. ``again`` (set): the subjects whose dead letters are to be
+    handled again.
     """
 
     lease: str
@@ -39,6 +49,11 @@ class RelayKeys(NamedTuple):
     again: str
 
 
-def relay_keys(sale: str, shard: int = 0) -> RelayKeys:
-    """The relay's keys of one shard; no script knows them."""
-    return RelayKeys(*(f"sk:{{{sale}:{shard}}}:relay-{name}" for name in RelayKeys._fields))
+def group_keys(sale: str, group: str, shard: int = 0) -> GroupKeys:
+    """A group's keys of one shard. Of the scripts only ``tick`` knows them."""
+    return GroupKeys(*(f"sk:{{{sale}:{shard}}}:{group}-{name}" for name in GroupKeys._fields))
+
+
+def relay_keys(sale: str) -> GroupKeys:
+    """The keys of the webhook's group."""
+    return group_keys(sale, "webhook")

@@ -25,6 +25,7 @@ __all__ = [
     "LINES_MAX",
     "NO_ATTRS",
     "QUANTITY_MAX",
+    "STATES",
     "Order",
     "Outcome",
     "State",
@@ -58,7 +59,7 @@ class State(StrEnum):
     EXPIRED = "expired"
 
 
-_STATES: Final = {
+STATES: Final = {
     "h": State.HELD,
     "p": State.PAYING,
     "c": State.CONFIRMED,
@@ -205,7 +206,7 @@ def read_order(sale: Sale, origin_ms: int, order: str, record: str) -> Order:
         id=order,
         sale=sale.id,
         buyer=buyer,
-        state=_STATES[head[0]],
+        state=STATES[head[0]],
         version=int(head[1], 36),
         items=items,
         amount_fen=amount_fen,

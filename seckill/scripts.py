@@ -36,6 +36,8 @@ NAMES: Final = (
     "release",
     "reserve",
     "resume",
+    "tick",
+    "trim",
 )
 
 _INCLUDE = re.compile(r'^--@include "([a-z_/]+)"$', re.MULTILINE)

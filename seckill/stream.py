@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
 
 __all__ = [
+    "ORDER_KINDS",
+    "SALE_KINDS",
     "SALE_SUBJECT",
     "Event",
     "EventKind",
@@ -57,7 +59,7 @@ class EventKind(StrEnum):
     STOCK_CHANGED = "stock_changed"
 
 
-_ORDER_KINDS = {
+ORDER_KINDS = {
     "held": EventKind.HELD,
     "paying": EventKind.PAYING,
     "confirmed": EventKind.CONFIRMED,
@@ -66,7 +68,7 @@ _ORDER_KINDS = {
     "refunded": EventKind.REFUNDED,
     "refund_due": EventKind.REFUND_DUE,
 }
-_SALE_KINDS = {
+SALE_KINDS = {
     "created": EventKind.SALE_CREATED,
     "opened": EventKind.SALE_OPENED,
     "paused": EventKind.SALE_PAUSED,
@@ -115,7 +117,7 @@ def decode_event(
     """One event, from its field of an entry. Raises LookupError or ValueError for a damaged one."""
     word, _, rest = value.partition("|")
     if subject == SALE_SUBJECT:
-        return Event(sale.id, seq, at_ms, _SALE_KINDS[word], None, rest)
+        return Event(sale.id, seq, at_ms, SALE_KINDS[word], None, rest)
     detail, _, record = rest.partition("|")
     attrs = ""
     if word == "held":
@@ -123,7 +125,7 @@ def decode_event(
         head, cart, buyer, attrs = record.split("|", 3)
         record = f"{head}|{cart}|{buyer}"
     order = read_order(sale, origin_ms, subject, record)
-    return Event(sale.id, seq, at_ms, _ORDER_KINDS[word], order, detail, attrs)
+    return Event(sale.id, seq, at_ms, ORDER_KINDS[word], order, detail, attrs)
 
 
 async def read_all(

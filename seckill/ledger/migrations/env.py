@@ -1,0 +1,16 @@
+"""What Alembic runs for each upgrade, on the connection that ``migrate.upgrade`` hands in."""
+
+from __future__ import annotations
+
+from alembic import context
+
+from seckill.ledger.migrate import VERSION_TABLE
+from seckill.ledger.tables import METADATA
+
+context.configure(
+    connection=context.config.attributes["connection"],
+    target_metadata=METADATA,
+    version_table=VERSION_TABLE,
+)
+with context.begin_transaction():
+    context.run_migrations()

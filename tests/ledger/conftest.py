@@ -1,0 +1,46 @@
+"""Fresh databases, on SQLite and on real servers that are started when a test first asks."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.databases import DatabaseServer, MariadbServer, PostgresServer
+
+
+@pytest.fixture(scope="session")
+def postgres() -> Iterator[PostgresServer]:
+    """The PostgreSQL server that the tests of this process share."""
+    with PostgresServer() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def mariadb() -> Iterator[MariadbServer]:
+    """The MariaDB server that the tests of this process share."""
+    with MariadbServer() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+def database_server(request: pytest.FixtureRequest) -> DatabaseServer | None:
+    """The server behind ``database_url``, for tests that restart it; None for SQLite."""
+    if request.param == "sqlite":
+        return None
+    name = {"postgresql": "postgres", "mariadb": "mariadb"}[request.param]
+    server: DatabaseServer = request.getfixturevalue(name)
+    return server
+
+
+@pytest.fixture
+async def database_url(
+    database_server: DatabaseServer | None, tmp_path: Path
+) -> AsyncIterator[str]:
+    """The URL of an empty database, in the form a user writes, on each of the three in turn."""
+    if database_server is None:
+        yield f"sqlite:///{tmp_path}/ledger.db"
+        return
+    async with database_server.database() as url:
+        yield url

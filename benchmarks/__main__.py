@@ -1,6 +1,7 @@
 """The runner of the benchmarks.
 
-    python -m benchmarks [lane] [latency] [cost] [scale] [http] [--json FILE] [--markdown] [--quick]
+    python -m benchmarks [lane] [latency] [cost] [scale] [http] [drain]
+                         [--json FILE] [--markdown] [--quick]
 
 Exits 1 when a sale that was measured broke a promise, 0 otherwise: a missed target is a figure to
 read, and a loaded machine misses them.
@@ -17,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from benchmarks import cost, http, lane, latency, scale
+from benchmarks import cost, drain, http, lane, latency, scale
 from benchmarks.machine import describe
 from benchmarks.plan import Plan, loop_name
 from benchmarks.report import Row, Verdict, markdown, render
@@ -29,6 +30,7 @@ _BENCHMARKS: Final[dict[str, Callable[[Plan], Iterator[Row]]]] = {
     cost.NAME: cost.run,
     scale.NAME: scale.run,
     http.NAME: http.run,
+    drain.NAME: drain.run,
 }
 
 

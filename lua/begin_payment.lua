@@ -23,9 +23,7 @@ local order, text = find_order(id, buyer)
 if not order then return { STATUS.UNKNOWN_ORDER, sale.now_ms, '' } end
 if order.state == 'p' then return { STATUS.ALREADY, sale.now_ms, text } end
 if order.state ~= 'h' then return { SETTLED_STATUS[order.state], sale.now_ms, text } end
-if sale.origin_ms + order.deadline <= sale.now_ms then
-  return { STATUS.EXPIRED, sale.now_ms, text }
-end
+if due_ms(sale, order) <= sale.now_ms then return { STATUS.EXPIRED, sale.now_ms, text } end
 write_even_when_full()
 order.state = 'p'
 order.deadline = sale.now_ms + sale.pay_ms - sale.origin_ms

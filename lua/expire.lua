@@ -35,7 +35,7 @@ local function look(ids, state)
   for i, id in ipairs(ids) do
     local order = records[i] and read_record(records[i])
     if order and order.state == state then
-      local deadline_ms = sale.origin_ms + order.deadline
+      local deadline_ms = due_ms(sale, order)
       if deadline_ms > sale.now_ms then
         next_ms = deadline_ms
         break

@@ -1,6 +1,7 @@
 --[[
 inspect: one consistent snapshot of a sale: its header, its stock and the size of everything else,
-all as of one seq. Writes nothing. Engine.snapshot reads it.
+all as of one seq. A fenced sale is shown too; one that was lost has no stock. Writes nothing.
+Engine.snapshot reads it.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] format
@@ -14,7 +15,7 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, DONE.
 --@include "lib/sale"
 local format = tonumber(ARGV[1])
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(format, true)
 if not sale then return { refusal, 0 } end
 read_clock(sale)
 return { STATUS.DONE, sale.now_ms, redis.call('HGETALL', KEYS[1]), redis.call('HGETALL', KEYS[2]),

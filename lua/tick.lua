@@ -21,7 +21,7 @@ local complete, halves, gone, letters, heard, wishes = unpack(cmsgpack.unpack(AR
 check_keys()
 redis.call('HLEN', KEYS[9])
 redis.call('HLEN', KEYS[10])
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(format, true)
 if not sale then return { refusal, redis.call('SMEMBERS', KEYS[11]) } end
 local standing = redis.call('SMEMBERS', KEYS[11])
 if redis.call('GET', KEYS[8]) ~= token then return { STATUS.FENCED, standing } end

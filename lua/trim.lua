@@ -11,7 +11,7 @@ Returns  {status, sale time ms, entries that went, 1 when more may go now, seq o
 Events   none; the header's trimmed_seq and trimmed_entries say what went, so that a stream that does
          not begin with event 1 is told from a damaged one
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED (nothing goes until it is rebuilt), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
@@ -56,11 +56,13 @@ write_even_when_full()
 -- Whole nodes of the stream first, so that a step is short however much there is; what is left then
 -- is less than a node.
 local went = redis.call('XTRIM', KEYS[7], 'MINID', '~', before, 'LIMIT', look_at)
-local more = went > 0 and 1 or 0
 if went == 0 then went = redis.call('XTRIM', KEYS[7], 'MINID', '=', before) end
 local oldest = redis.call('XRANGE', KEYS[7], '-', '+', 'COUNT', 1)[1]
-local first_seq = sale.seq + 1
-if oldest then first_seq = read_id(oldest[1], 1)[2] - #oldest[2] / 2 end
+local first_seq, more = sale.seq + 1, 0
+if oldest then
+  first_seq = read_id(oldest[1], 1)[2] - #oldest[2] / 2
+  if is_before(read_id(oldest[1], 0), floor) then more = 1 end
+end
 if went > 0 then
   redis.call('HSET', KEYS[1], 'trimmed_seq', first_seq - 1)
   redis.call('HINCRBY', KEYS[1], 'trimmed_entries', went)

@@ -9,12 +9,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from seckill.consumer import Consumer
     from seckill.engine import Engine
     from seckill.errors import (
+        EventsTrimmed,
         InvalidInput,
         OutcomeUnknown,
         Overloaded,
         RedisUnavailable,
+        Refused,
         SaleFileError,
         SeckillError,
         UnknownSale,
@@ -27,9 +30,11 @@ if TYPE_CHECKING:
     from seckill.stream import Event, EventKind
 
 __all__ = [
+    "Consumer",
     "Engine",
     "Event",
     "EventKind",
+    "EventsTrimmed",
     "InvalidInput",
     "Item",
     "Order",
@@ -37,6 +42,7 @@ __all__ = [
     "OutcomeUnknown",
     "Overloaded",
     "RedisUnavailable",
+    "Refused",
     "Sale",
     "SaleFileError",
     "SeckillError",
@@ -50,6 +56,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "consumer": ("Consumer",),
     "engine": ("Engine",),
     "order": ("Order", "Outcome", "State", "StockOutcome", "Wish"),
     "sale": ("Item", "Sale"),

@@ -1,11 +1,12 @@
-"""Dead letters: events that the mall's endpoint would not take, kept until somebody decides.
+"""Dead letters: events that a group's consumer could not hand over, kept until somebody decides.
 
 A letter is **dead** (its event was given up), or **parked**: a later event of the same order (or of
-the sale itself), which must not overtake it. Letters stand in one hash of the sale, at most
-``DEAD_MAX`` of them, and hold the event as it stood in the stream. Whoever works on them by hand
-only names a *subject*, an order id or ``sale``, in the set ``again``; the active relay, and nobody
-else, then sends what is left of that subject's letters, in order. It renames a wish it has taken
-up, by a newline at its end, so that the same wish made once more is another one.
+the sale itself), which must not overtake it. Letters stand in one hash of the sale and
+group, at most ``DEAD_MAX`` of them, and hold the event as it stood in the stream. Whoever works on
+them by hand only names a *subject*, an order id or ``sale``, in the set ``again``; the active
+consumer, and nobody else, then hands over what is left of that subject's letters, in order. It
+renames a wish it has taken up, by a newline at its end, so that the same wish made once more is
+another one.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from seckill import redis as servers
-from seckill.keys import relay_keys, shard_keys
+from seckill.keys import group_keys, shard_keys
 from seckill.sale import Sale
 from seckill.stream import Event, decode_event
 
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["DEAD_MAX", "DeadLetters", "Letter", "letter_field", "with_letters"]
 
 DEAD_MAX: Final = 10_000
-"""Letters of one sale. When they are as many, events are tried on instead of given up."""
+"""Letters of one sale and group. When they are as many, events are tried on instead of given up."""
 SCAN_COUNT: Final = 500
 _T = TypeVar("_T")
 
@@ -36,7 +37,7 @@ class Letter(msgspec.Struct, frozen=True):
     """One event that was not delivered. ``subject`` and ``value`` are its field of the stream.
 
     ``cause`` says in a few words why it was given up, ``attempts`` after how many. ``since_ms`` is
-    Unix time on the relay's clock.
+    Unix time on the consumer's clock.
     """
 
     seq: int
@@ -64,12 +65,12 @@ def letter_field(seq: int, subject: str) -> str:
 
 
 class DeadLetters:
-    """The letters of one sale. Raises redis-py's exceptions; see ``with_letters``."""
+    """The letters of one group of a sale. Raises redis-py's exceptions; see ``with_letters``."""
 
-    def __init__(self, client: Redis, sale: str) -> None:
+    def __init__(self, client: Redis, sale: str, group: str) -> None:
         self._client: Any = client
         self._sale = sale
-        self._keys = relay_keys(sale)
+        self._keys = group_keys(sale, group)
 
     async def index(self) -> dict[str, list[int]]:
         """The seqs of the letters of each subject, in order."""
@@ -97,17 +98,17 @@ class DeadLetters:
                 return [found[seq] for seq in sorted(found)]
 
     async def retrying(self) -> set[str]:
-        """The subjects whose letters are being sent again, or wait for a relay to do it."""
+        """The subjects whose letters are being handled again, or wait for a consumer to do it."""
         members = await self._client.smembers(self._keys.again)
         return {name.decode().removesuffix("\n") for name in members}
 
     async def retry(self, subjects: Collection[str]) -> None:
-        """Asks the relay to send all letters of these subjects again, in order."""
+        """Asks the consumer to take all letters of these subjects again, in order."""
         if subjects:
             await self._client.sadd(self._keys.again, *subjects)
 
     async def drop(self, letters: Collection[Letter]) -> int:
-        """Forgets these for good. What is parked behind them is sent. How many were still there."""
+        """Forgets these for good. What is parked behind them goes on. How many were still there."""
         if not letters:
             return 0
         async with self._client.pipeline(transaction=True) as pipe:
@@ -129,11 +130,13 @@ def _readable(letter: Letter, sale: Sale, origin_ms: int) -> Event | None:
         return None
 
 
-async def with_letters(url: str, sale: str, work: Callable[[DeadLetters], Awaitable[_T]]) -> _T:
+async def with_letters(
+    url: str, sale: str, group: str, work: Callable[[DeadLetters], Awaitable[_T]]
+) -> _T:
     """Runs ``work`` on a connection of its own. Raises RedisUnavailable, ServerFull."""
     pool = servers.connect_pool(url, connections=1, timeout_s=servers.CONNECT_SECONDS)
     try:
         with servers.our_errors():
-            return await work(DeadLetters(servers.connect_client(pool), sale))
+            return await work(DeadLetters(servers.connect_client(pool), sale, group))
     finally:
         await pool.disconnect()

@@ -5,8 +5,6 @@ in any number of processes, may serve the same sales.
 from __future__ import annotations
 
 import asyncio
-import os
-import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -374,20 +372,20 @@ class Engine:
         count: int = 100,
         reclaim_ms: int = 60_000,
         follow: bool = True,
+        after_trim: bool = False,
     ) -> AsyncIterator[list[Event]]:
         """Batches of events for one of a consumer group, from the sale's first event on.
 
         A batch is acknowledged when the next is asked for; leaving the loop before, or dying, hands
         it to another consumer of the group after ``reclaim_ms``, so an event may come twice.
-        ``consumer`` must be unique in the group and defaults to host and process id.
-        ``follow=False`` ends when nothing is left. Raises UnknownSale, and
-        RedisUnavailable when the server goes away: call again, nothing is lost.
+        ``consumer`` must be unique in the group, as host and process id are. ``follow=False`` ends
+        when nothing is left; ``after_trim`` lets a new group begin after what was trimmed. Raises
+        UnknownSale, EventsTrimmed, and RedisUnavailable: then call again, nothing is lost.
         """
         check_key(group, "group")
         if type(count) is not int or not 1 <= count <= 1_000:
             raise InvalidInput("count", f"{show(count)} is not a batch size", "pass 1 to 1000")
         shard = await self._shard(sale)
-        block_ms = 1_000
         # A read that blocks needs a connection of its own.
         pool = servers.connect_pool(self.url, connections=1, timeout_s=None)
         try:
@@ -397,10 +395,11 @@ class Engine:
                     shard.sale,
                     shard.origin_ms,
                     group,
-                    consumer=consumer or f"{socket.gethostname()}-{os.getpid()}",
+                    consumer=consumer,
+                    after_trim=after_trim,
                     count=count,
                     reclaim_ms=reclaim_ms,
-                    block_ms=block_ms,
+                    block_ms=1_000,
                     follow=follow,
                 ):
                     yield batch
@@ -435,6 +434,10 @@ class Engine:
             shard = Shard(known, int(origin_ms), self._calls, self._shard_options)
             shard = self._shards.setdefault(sale, shard)
         return shard
+
+    def at_hand(self, sale: str) -> Shard | None:
+        """What is known here of a sale, if anything, for whoever can't wait (hot_route.py)."""
+        return self._shards.get(sale)
 
     def lanes(self) -> dict[str, Lane]:
         """The lanes that are open here, by sale, for whoever counts."""

@@ -109,8 +109,8 @@ class EventsTrimmed(SeckillError):
         self.first_seq = first_seq
         super().__init__(
             f"the events of sale {sale!r} before {first_seq} were trimmed, and this group has not"
-            f" read them; read them from the ledger, then pass after_trim=True to go on from"
-            f" {first_seq}"
+            f" read them; read them from the ledger, then pass after_trim=True (--after-trim) to go"
+            f" on from {first_seq}"
         )
 
 

@@ -12,6 +12,7 @@ __all__ = [
     "SALES",
     "GroupKeys",
     "group_keys",
+    "refusals_key",
     "relay_keys",
     "shard_keys",
     "stream_key",
@@ -32,6 +33,11 @@ def shard_keys(sale: str, shard: int = 0) -> tuple[str, ...]:
 def stream_key(sale: str, shard: int = 0) -> str:
     """The event stream of one shard."""
     return f"sk:{{{sale}:{shard}}}:events"
+
+
+def refusals_key(sale: str, shard: int = 0) -> str:
+    """Hash of status to how often an order was refused with it. No script knows it."""
+    return f"sk:{{{sale}:{shard}}}:refusals"
 
 
 class GroupKeys(NamedTuple):

@@ -17,6 +17,7 @@ from seckill.keys import shard_keys
 from seckill.lane import Answer, Lane
 from seckill.lease import Lease
 from seckill.order import Order, Outcome, Wish, read_order
+from seckill.refusals import Refusals
 from seckill.sale import Sale, check_attrs, check_buyer, check_key
 from seckill.status import Status
 
@@ -48,6 +49,7 @@ class Shard:
         self.origin_ms = origin_ms
         self.keys = shard_keys(sale.id)
         self.lane: Lane | None = None
+        self.refusals = Refusals(sale.id, calls)
         self._calls = calls
         self._options = options
         self._opening: asyncio.Task[Lane] | None = None
@@ -64,10 +66,10 @@ class Shard:
     ) -> Outcome | None:
         """Engine.reserve for this sale. None: its definition is not the server's any more."""
         lane = self.lane or await self.open_lane()
-        order, waiting = self._submit(lane, buyer, key, items, attrs)
+        order, waiting = self.submit(lane, buyer, key, items, attrs)
         if isinstance(waiting, Outcome):
             return waiting
-        return self._outcome(order, buyer, items, await waiting)
+        return self.outcome(order, buyer, items, await waiting)
 
     async def reserve_many(self, wishes: list[Wish]) -> list[Outcome | SeckillError | None]:
         """The same for many, an answer each; what reserve would raise is an answer here."""
@@ -77,7 +79,7 @@ class Shard:
         futures: list[asyncio.Future[Answer]] = []
         for wish in wishes:
             try:
-                order, waiting = self._submit(lane, wish.buyer, wish.key, wish.items, wish.attrs)
+                order, waiting = self.submit(lane, wish.buyer, wish.key, wish.items, wish.attrs)
             except SeckillError as error:
                 answers.append(error)
                 continue
@@ -90,7 +92,7 @@ class Shard:
         for (place, order), future in zip(sent, futures, strict=True):
             wish = wishes[place]
             try:
-                answers[place] = self._outcome(order, wish.buyer, wish.items, await future)
+                answers[place] = self.outcome(order, wish.buyer, wish.items, await future)
             except SeckillError as error:
                 answers[place] = error
             except asyncio.CancelledError:
@@ -98,10 +100,11 @@ class Shard:
                 raise
         return answers
 
-    def _submit(
+    def submit(
         self, lane: Lane, buyer: str, key: str, items: Mapping[str, int], attrs: str
     ) -> tuple[str, Outcome | asyncio.Future[Answer]]:
-        """The order's id, and its answer or where that will come. Raises what reserve raises."""
+        """The order's id, and its answer or where that will come, for ``outcome`` to read. Raises
+        what reserve raises."""
         buyer = check_buyer(buyer, "buyer")
         key = check_key(key, "key")
         if attrs:
@@ -110,13 +113,15 @@ class Shard:
         if self.lease is not None:
             refusal = self.lease.refusal(buyer, cart)
             if refusal is not None:
+                self.refusals.counts[refusal] += 1
                 return "", _REFUSALS[refusal]
         order = orders.order_id(self.sale.id, buyer, key)
         return order, lane.submit(order, buyer, orders.attrs_print(attrs), cart, attrs)
 
-    def _outcome(
+    def outcome(
         self, order: str, buyer: str, items: Mapping[str, int], reply: Answer
     ) -> Outcome | None:
+        """What the lane's answer to a submitted order means. None: as with reserve."""
         answer, deadline_ms = reply
         if answer == _CREATED:
             return Outcome(Status.CREATED, _new_order(self.sale, order, buyer, items, deadline_ms))
@@ -124,6 +129,7 @@ class Shard:
             return Outcome(Status.EXISTS, self.decode(order, answer))
         if answer == _STALE:
             return None
+        self.refusals.counts[answer] += 1
         if answer in _LEASABLE and self.lease is not None:
             self.lease.noticed()
         return _REFUSALS[answer]
@@ -172,6 +178,7 @@ class Shard:
                 await lane.aclose()
                 raise EngineClosed("the engine is shutting down")
             self.lane = lane
+            self.refusals.start()
             return lane
         finally:
             self._opening = None
@@ -185,6 +192,7 @@ class Shard:
             await asyncio.gather(self._opening, return_exceptions=True)
         if self.lane is not None:
             await self.lane.aclose()
+        await self.refusals.aclose()
 
 
 def _abandon(futures: list[asyncio.Future[Answer]]) -> None:

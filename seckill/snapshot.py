@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from seckill.keys import shard_keys
 from seckill.sale import Sale
 
-__all__ = ["Snapshot", "Stock", "read_snapshot"]
+if TYPE_CHECKING:
+    from seckill.engine import Engine
+
+__all__ = ["Snapshot", "Stock", "fenced_sales", "read_snapshot"]
 
 
 class Stock(msgspec.Struct, frozen=True):
@@ -24,7 +28,8 @@ class Stock(msgspec.Struct, frozen=True):
 class Snapshot(msgspec.Struct, frozen=True):
     """A sale at one moment of the server's time ``at_ms``.
 
-    ``state`` is created, open, paused, closed or settled; ``reason`` says why it is paused.
+    ``state`` is created, open, paused, closed, settled or fenced (the server has lost a part of
+    it); ``reason`` says why it is paused or fenced. A fenced sale may have no stock: it reads as 0.
     ``orders`` counts every order ever accepted, ``buyers`` who made them; ``holds_queue`` and
     ``paying_queue`` are entries still to be swept, of which some may have moved on.
     """
@@ -63,6 +68,9 @@ def read_snapshot(sale: Sale, reply: list[Any]) -> Snapshot | None:
         return None
     stock = _pairs(reply[3])
     names = msgspec.structs.fields(Stock)
+    if header["state"] == "fenced":
+        lost = {f"{index}:{field.name}": "0" for index in range(len(sale.items)) for field in names}
+        stock = lost | stock
     return Snapshot(
         sale=sale.id,
         at_ms=int(reply[1]),
@@ -83,6 +91,26 @@ def read_snapshot(sale: Sale, reply: list[Any]) -> Snapshot | None:
         format=int(header["format"]),
         server=header["server"],
     )
+
+
+async def fenced_sales(engine: Engine) -> dict[str, str]:
+    """The sales that are fenced, each with its reason."""
+    names = await engine.sales()
+    client = engine._calls.client
+
+    async def ask() -> list[Any]:
+        async with client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.execute_command("HMGET", shard_keys(name)[0], "state", "reason")
+            return await pipe.execute(raise_on_error=False)
+
+    headers = await engine._calls.attempt(ask) if names else []
+    return {
+        name: (header[1] or b"").decode()
+        for name, header in zip(names, headers, strict=True)
+        # A damaged key is an error, and no reason to call the others into question.
+        if not isinstance(header, Exception) and header[0] == b"fenced"
+    }
 
 
 def _pairs(flat: list[bytes]) -> dict[str, str]:

@@ -8,13 +8,16 @@ orders of one batch; its seq is that of the last, and the others count backwards
 from __future__ import annotations
 
 import asyncio
+import os
+import socket
 from collections.abc import AsyncIterator, Iterable
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from seckill.keys import stream_key
+from seckill.errors import EventsTrimmed
+from seckill.keys import shard_keys, stream_key
 from seckill.order import Order, read_order
 from seckill.sale import Sale
 
@@ -30,6 +33,8 @@ __all__ = [
     "consume",
     "decode_entry",
     "decode_event",
+    "first_seq",
+    "join_group",
     "make_group",
     "read_all",
 ]
@@ -56,6 +61,7 @@ class EventKind(StrEnum):
     SALE_RESUMED = "sale_resumed"
     SALE_CLOSED = "sale_closed"
     SALE_SETTLED = "sale_settled"
+    SALE_REBUILT = "sale_rebuilt"
     STOCK_CHANGED = "stock_changed"
 
 
@@ -75,6 +81,7 @@ SALE_KINDS = {
     "resumed": EventKind.SALE_RESUMED,
     "closed": EventKind.SALE_CLOSED,
     "settled": EventKind.SALE_SETTLED,
+    "rebuilt": EventKind.SALE_REBUILT,
     "stock": EventKind.STOCK_CHANGED,
 }
 
@@ -82,11 +89,13 @@ SALE_KINDS = {
 class Event(msgspec.Struct, frozen=True):
     """One thing that happened, for ever.
 
-    ``seq`` is dense from 1 within the sale; ``order`` is the order as this event left it, None for
+    ``seq`` is dense from 1 within the sale, but for sale_rebuilt, which leaves a gap; ``order`` is the order as this event left it, None for
     events of the sale. ``detail`` depends on the kind: the payment id of order_confirmed and
     refund_due; ``refund id,units returned,limit given back`` of order_refunded; the definition's
     JSON of sale_created; the reason of sale_paused; ``index:units,…`` left unsold of sale_settled;
-    ``key|SKU index|units|new total`` of stock_changed. ``attrs`` is only on order_held.
+    ``key|SKU index|units|new total`` of stock_changed; ``the ledger's last seq|its time ms|orders|
+    highest seq ever seen|state|ms before which no hold lapses`` of sale_rebuilt. ``attrs`` is only
+    on order_held.
     """
 
     sale: str
@@ -148,7 +157,8 @@ async def read_all(
 
 
 async def make_group(client: Redis, key: str, group: str) -> None:
-    """Makes a group that begins at the first event, unless it is there already."""
+    """Makes a group that begins at the first event, or the first that is left (see ``join_group``),
+    unless it is there already."""
     from redis.exceptions import ResponseError
 
     # Asked first, because a full server refuses to make a group that it has already.
@@ -160,6 +170,44 @@ async def make_group(client: Redis, key: str, group: str) -> None:
                 raise
 
 
+async def first_seq(client: Redis, sale: str) -> int:
+    """The first event that is still in the stream; the next one to come when none is."""
+    oldest: Any = await client.execute_command("XRANGE", stream_key(sale), "-", "+", "COUNT", 1)
+    if not oldest:
+        return int(await client.hget(shard_keys(sale)[0], "seq") or 0) + 1
+    entry_id, fields = oldest[0]
+    return int(entry_id.partition(b"-")[2]) - len(fields) // 2 + 1
+
+
+async def _was_rebuilt(client: Redis, sale: str) -> bool:
+    """Whether the stream begins with the sale's rebuilding: nothing before it was ever in there, so
+    a group that begins with it can't do better."""
+    oldest: Any = await client.execute_command("XRANGE", stream_key(sale), "-", "+", "COUNT", 1)
+    return bool(oldest) and oldest[0][1][1].startswith(b"rebuilt|")
+
+
+async def join_group(client: Redis, sale: str, group: str, *, after_trim: bool = False) -> None:
+    """Makes a group unless it is there. It begins at the sale's first event: raises EventsTrimmed
+    when that is no longer there, unless ``after_trim`` lets it begin at the first that is.
+    """
+    key = stream_key(sale)
+    groups: Any = await client.xinfo_groups(key)
+    place = {one["name"]: one["last-delivered-id"] for one in groups}.get(group.encode())
+    # A group that has read something holds back every trim, so nothing of its events can be gone.
+    if place not in (None, b"0-0"):
+        return
+    after_trim = after_trim or await _was_rebuilt(client, sale)
+    first = 1 if after_trim else await first_seq(client, sale)
+    if first == 1:
+        await make_group(client, key, group)
+        # Asked once more, because it may have been trimmed just before the group was made.
+        first = 1 if after_trim else await first_seq(client, sale)
+        if first > 1:
+            await client.xgroup_destroy(key, group)
+    if first > 1:
+        raise EventsTrimmed(sale, first)
+
+
 async def consume(
     client: Redis,
     sale: Sale,
@@ -167,6 +215,7 @@ async def consume(
     group: str,
     *,
     consumer: str,
+    after_trim: bool,
     count: int,
     reclaim_ms: int,
     block_ms: int,
@@ -175,10 +224,12 @@ async def consume(
     """Batches of events for this consumer; a batch is acknowledged when the next one is asked for.
 
     Delivery is at least once: what a consumer took and never acknowledged goes to another one of
-    the group after ``reclaim_ms``. ``follow=False`` ends when nothing is left.
+    the group after ``reclaim_ms``. ``follow=False`` ends when nothing is left. Without a name, a
+    ``consumer`` goes by host and process id.
     """
     key = stream_key(sale.id)
-    await make_group(client, key, group)
+    consumer = consumer or f"{socket.gethostname()}-{os.getpid()}"
+    await join_group(client, sale.id, group, after_trim=after_trim)
     cursor: Any = "0-0"
     while True:
         # Not redis-py's own timeout: that writes under asyncio.wait_for, which before Python 3.12

@@ -19,7 +19,7 @@ from typing import Any, Final
 
 import msgspec
 
-from seckill.order import Order, State
+from seckill.document import OrderDocument, order_document
 from seckill.sale import Sale
 from seckill.stream import Event, EventKind
 
@@ -27,28 +27,6 @@ __all__ = ["EVENT_HEADER", "SIGNATURE_HEADER", "event_body", "event_id", "sign"]
 
 EVENT_HEADER: Final = "Seckill-Event-Id"
 SIGNATURE_HEADER: Final = "Seckill-Signature"
-
-
-class OrderLine(msgspec.Struct, frozen=True):
-    """Units of one SKU."""
-
-    sku: str
-    quantity: int
-
-
-class OrderDocument(msgspec.Struct, frozen=True):
-    """An order as the event left it, in the form of the HTTP API."""
-
-    id: str
-    sale: str
-    buyer: str
-    state: State
-    version: int
-    items: list[OrderLine]
-    amount_fen: int
-    deadline_ms: int | None
-    payments: tuple[str, ...]
-    refund: str | None
 
 
 class EventDocument(msgspec.Struct, frozen=True):
@@ -71,7 +49,7 @@ def event_id(event: Event) -> str:
 
 def event_body(sale: Sale, event: Event) -> bytes:
     """The JSON that is sent. Raises LookupError or ValueError for a damaged event."""
-    order = None if event.order is None else _order_document(event.order)
+    order = None if event.order is None else order_document(event.order)
     return msgspec.json.encode(
         EventDocument(
             event_id(event),
@@ -110,23 +88,13 @@ def _data(sale: Sale, event: Event) -> dict[str, Any]:
         case EventKind.SALE_SETTLED:
             lines = (line.partition(":") for line in detail.split(",") if line)
             return {"unsold": {sale.items[int(index)].sku: int(n) for index, _, n in lines}}
+        case EventKind.SALE_REBUILT:
+            *numbers, state, spared_ms = detail.split("|")
+            names = ("ledger_seq", "ledger_at_ms", "orders", "seen_seq")
+            data: dict[str, Any] = dict(zip(names, map(int, numbers), strict=True))
+            return data | {"state": state, "spared_ms": int(spared_ms)}
         case EventKind.STOCK_CHANGED:
             key, index, units, total = detail.rsplit("|", 3)
             sku = sale.items[int(index)].sku
             return {"key": key, "sku": sku, "units": int(units), "total": int(total)}
     return {}
-
-
-def _order_document(order: Order) -> OrderDocument:
-    return OrderDocument(
-        order.id,
-        order.sale,
-        order.buyer,
-        order.state,
-        order.version,
-        [OrderLine(sku, quantity) for sku, quantity in order.items.items()],
-        order.amount_fen,
-        order.deadline_ms if order.state in (State.HELD, State.PAYING) else None,
-        order.payments,
-        order.refund or None,
-    )

@@ -22,10 +22,11 @@ from .caller import Caller, Identify
 from .cors import cors
 from .gate import Gate, built_in
 from .guard import Guard
+from .hot_route import hot_route
 from .intake import INTAKE, Intake
+from .ledger import writing
 from .metrics import Metrics
 from .settings import Settings
-from .short_cut import short_cut
 
 __all__ = ["ROUTES", "create_app"]
 
@@ -78,6 +79,7 @@ def create_app(
             await access.start()
             stack.push_async_callback(metrics.aclose)
             await metrics.start(lambda: intake.in_flight, engine.now_ms)
+            await stack.enter_async_context(writing(engine, settings.ledger))
             yield
 
     origins = settings.server.cors_origins
@@ -87,8 +89,8 @@ def create_app(
     app[INTAKE] = intake
     app.cleanup_ctx.append(running)
     app.add_routes(guard.routes(ROUTES))
-    if identify is None and not origins:
-        intake.short_cut = short_cut(intake, guard)
+    if identify is None:
+        intake.hot_route = hot_route(intake, guard)
     return app
 
 

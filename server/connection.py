@@ -28,11 +28,11 @@ from typing import Any, Final
 from aiohttp import web
 from aiohttp.web_protocol import _ErrInfo
 
+from .intake import INTAKE
 from .listen import BACKLOG, address_of
 from .settings import Server
-from .short_cut import with_short_cut
 
-__all__ = ["Connection", "Connections", "Runner"]
+__all__ = ["Connection", "Connections", "Handler", "Runner"]
 
 _log = logging.getLogger("seckill.server")
 
@@ -52,7 +52,7 @@ CANCEL_S: Final = 0.5
 # A body would say nothing more; whoever can't send a head in time won't read one.
 _TOO_SLOW: Final = b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
 
-_Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
+Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
 
 class Connection(web.RequestHandler):
@@ -79,15 +79,20 @@ class Connection(web.RequestHandler):
 
     def data_received(self, data: bytes) -> None:
         """Part of asyncio.Protocol."""
+        self.parse(data)
+        waiter = self._waiter
+        if waiter is not None and not waiter.done():
+            self._connections.heads.watch(self, waiter)
+
+    def parse(self, data: bytes) -> None:
+        """Lets aiohttp have what was read, unless it could make nothing of what was before."""
         if self._broken:
             return
         super().data_received(data)
         # After one error aiohttp would make another of every piece that follows, and keep them all.
         messages = self._messages
-        self._broken = bool(messages) and type(messages[-1][0]) is _ErrInfo
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            self._connections.heads.watch(self, waiter)
+        if messages and type(messages[-1][0]) is _ErrInfo:
+            self._broken = True
 
     def pause_writing(self) -> None:
         """Part of asyncio.Protocol: the client does not read."""
@@ -113,7 +118,7 @@ class Connection(web.RequestHandler):
         if isinstance(transport, asyncio.WriteTransport):
             transport.abort()
 
-    def answer_by(self, handler: _Handler) -> None:
+    def answer_by(self, handler: Handler) -> None:
         """Lets another handler answer the next request."""
         self._request_handler = handler
 
@@ -181,7 +186,13 @@ class Connections(web.Server):
     """All connections of one intake."""
 
     def __init__(
-        self, handler: _Handler, *, read_timeout_s: float, keepalive_s: float, **options: Any
+        self,
+        handler: Handler,
+        *,
+        read_timeout_s: float,
+        keepalive_s: float,
+        connect: Callable[..., Connection],
+        **options: Any,
     ) -> None:
         super().__init__(
             handler,
@@ -191,13 +202,14 @@ class Connections(web.Server):
             **options,
         )
         self._options = self._kwargs
+        self._connect = connect
         self.heads = Watch(read_timeout_s, _waits_on, Connection.refuse)
         # No answer fills the buffers of a client that reads, so this is for those that do not.
         self.writers = Watch(keepalive_s, _is_stuck, Connection.abort)
 
     def __call__(self) -> Connection:
         """A new connection, for the event loop."""
-        return Connection(self, loop=self._loop, **self._options)
+        return self._connect(self, loop=self._loop, **self._options)
 
     def connection_lost(
         self, handler: web.RequestHandler, exc: BaseException | None = None
@@ -223,6 +235,7 @@ class Connections(web.Server):
 
         # For connections that were accepted and are not made yet, and for those that are.
         self.request_handler = answer_last
+        self._connect = Connection
         for connection in self._open():
             connection.answer_by(answer_last)
         while (open_now := self._open()) and (passed_s := loop.time() - began_s) < seconds:
@@ -355,9 +368,14 @@ class Runner(web.AppRunner):
 
     async def _make_server(self) -> web.Server:
         made = await super()._make_server()
+        intake = self.app.get(INTAKE)
+        hot_route = None if intake is None else intake.hot_route
+        if self.app.middlewares or self.app.on_response_prepare:
+            hot_route = None  # Somebody else wants to see each request, or each answer.
         return Connections(
-            with_short_cut(self.app, made.request_handler),
+            made.request_handler,
             request_factory=made.request_factory,
             read_timeout_s=self._options.read_timeout_s,
             keepalive_s=self._options.keepalive_s,
+            connect=Connection if hot_route is None else hot_route.connect,
         )

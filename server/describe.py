@@ -37,8 +37,9 @@ _FILE_PATH: Final = "file:PATH"
 # Parts of an API key that nobody writes by hand.
 _PRINTED: Final = (("name",), ("hash",))
 # Text in which a password may stand: written as file:PATH it is read from there, like a secret.
-_URLS_WITH_PASSWORDS: Final = frozenset({("redis", "url")})
+_URLS_WITH_PASSWORDS: Final = frozenset({("redis", "url"), ("ledger", "url")})
 _PASSWORD: Final = re.compile(r"(?<=://)([^/@\s]*:)?[^/@\s]*@")
+_PASSWORD_IN_QUERY: Final = re.compile(r"(?<=[?&]password=)[^&#\s]*")
 _QUERY: Final = re.compile(r"[?#].*", re.DOTALL)
 # Sections about proofs: a secret gets into any of their settings by a slip, a key for its hash.
 _HIDDEN: Final = frozenset({"keys", "users", "gate", "webhook"})
@@ -119,7 +120,7 @@ def shown(value: Any) -> str:
 
 def shown_url(url: str) -> str:
     """A URL without its password."""
-    return _PASSWORD.sub("***@", url)
+    return _PASSWORD_IN_QUERY.sub("***", _PASSWORD.sub("***@", url))
 
 
 def _origin_of(url: str) -> str:

@@ -39,14 +39,13 @@ from .wire import encode
 __all__ = [
     "BODY_BYTES_MAX",
     "INTAKE",
-    "body_as",
     "buyer_in",
     "buyer_of",
     "caller_of",
     "counted",
+    "decoded",
     "invalid",
     "key_of",
-    "known_caller",
     "need",
     "need_mall",
     "read",
@@ -69,14 +68,7 @@ _T = TypeVar("_T")
 async def caller_of(request: web.Request) -> Caller:
     """Who asks. Raises Problem when nobody can be made out, or a buyer asks too often."""
     intake = request.app[INTAKE]
-    return known_caller(intake, request) or counted(intake, await intake.identify(request))
-
-
-def known_caller(intake: Intake, request: web.Request) -> Caller | None:
-    """The same, at once, for a buyer whose user token was verified before."""
-    values = request.headers.getall("Authorization", ())
-    caller = intake.known(values[0]) if len(values) == 1 else None
-    return None if caller is None else counted(intake, caller)
+    return counted(intake, await intake.identify(request))
 
 
 def counted(intake: Intake, caller: Caller) -> Caller:
@@ -145,16 +137,6 @@ async def read(
     request: web.Request, decoder: msgspec.json.Decoder[_T], *, bytes_max: int = BODY_BYTES_MAX
 ) -> _T:
     """The body as the decoder's type. Raises Problem for what isn't that, naming the field."""
-    return await body_as(decoder, request, request.app[INTAKE].read_timeout_s, bytes_max)
-
-
-async def body_as(
-    decoder: msgspec.json.Decoder[_T],
-    request: web.Request,
-    timeout_s: float,
-    bytes_max: int = BODY_BYTES_MAX,
-) -> _T:
-    """The same for a request that has come by the short cut."""
     headers = request.headers
     # Besides telling JSON from forms, this keeps web pages out: a browser sends this type to
     # another origin only after a preflight, which nobody answers here.
@@ -169,12 +151,17 @@ async def body_as(
         elif (request.content_length or 0) > bytes_max:
             raise _too_large(bytes_max)
         else:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(request.app[INTAKE].read_timeout_s):
                 body = await _body(content, bytes_max)
     except TimeoutError:
         raise Problem(BODY_SLOW) from None
     except (web.RequestPayloadError, ConnectionError):
         raise Problem(BODY_BROKEN) from None
+    return decoded(decoder, body)
+
+
+def decoded(decoder: msgspec.json.Decoder[_T], body: bytes | bytearray) -> _T:
+    """A body that is here already. Raises Problem, as ``read`` does."""
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

@@ -15,6 +15,7 @@ __all__ = [
     "CPU",
     "FAILURES",
     "FAMILIES",
+    "HOT_ORDERS",
     "IN_FLIGHT",
     "LANE_DEPTH",
     "LANE_FILL",
@@ -40,6 +41,9 @@ ANSWER_SECONDS: Final = Family(
 )
 ORDERS: Final = Family(
     "seckill_orders", "counter", "Orders asked for, alone or in a batch, by answer.", ("code",)
+)
+HOT_ORDERS: Final = Family(
+    "seckill_hot_orders", "counter", "Order requests that were answered by the hot route."
 )
 FAILURES: Final = Family(
     "seckill_failures",
@@ -95,7 +99,7 @@ SALE_PHASE: Final = Family(
 )
 
 FAMILIES: Final = (
-    *(ANSWERS, ANSWER_SECONDS, ORDERS, FAILURES),
+    *(ANSWERS, ANSWER_SECONDS, ORDERS, HOT_ORDERS, FAILURES),
     *(BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
     *(IN_FLIGHT, READY, WORKERS, WORKER_STARTS, WORKER_ENDS, LOOP_LAG, CPU, MEMORY),
     *(SALE_UNITS, SALE_ORDERS, SALE_PHASE),

@@ -13,15 +13,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from functools import wraps
 from itertools import count
 from time import monotonic
-from typing import Final
+from typing import Final, NamedTuple
 
 from aiohttp import web
 
 from .intake import Intake
 from .log import RequestLines
-from .problems import BUSY, Problem, answer_to, is_bug
+from .problems import BUSY, Problem, Reply, answer_to, is_bug
 
-__all__ = ["Guard"]
+__all__ = ["Guard", "Watched"]
 
 _log = logging.getLogger("seckill.server")
 
@@ -33,6 +33,13 @@ ALWAYS: Final = ("alive", "ready", "metrics")
 # What a path says besides the names of its parts.
 _PATTERN: Final = re.compile(r":[^{}]*(?=})")
 FAILED: Final = "request %(request_id)s failed: %(route)s"
+
+
+class Watched(NamedTuple):
+    """One handler, as it is counted and as logs call it."""
+
+    verb: str
+    route: str
 
 
 class Guard:
@@ -54,43 +61,63 @@ class Guard:
         ]
 
     def around(self, handler: Handler, path: str) -> Handler:
-        """The same handler, guarded. ``path`` is what logs call it, with names in braces. What is
-        passed besides the request is passed on."""
-        intake, lines, answered = self._intake, self._lines, self._intake.metrics.answered
-        verb, route = handler.__name__, _PATTERN.sub("", path)
-        always = verb in ALWAYS
+        """The same handler, guarded. ``path`` is what logs call it, with names in braces."""
+        intake, enter, answered = self._intake, self.enter, self.answered
+        watched = Watched(handler.__name__, _PATTERN.sub("", path))
+        always = watched.verb in ALWAYS
 
         @wraps(handler)
-        async def guard(request: web.Request, *where: str) -> web.StreamResponse:
+        async def guard(request: web.Request) -> web.StreamResponse:
             started_s = monotonic()
             intake.in_flight += 1
-            request_id, bug = "", False
+            request_id = ""
             response: web.StreamResponse
             try:
-                if intake.in_flight > intake.max_in_flight and not always:
-                    raise Problem(BUSY)
-                if intake.clients is not None and not always:
-                    intake.take_client(request)
-                response = await handler(request, *where)
+                if not always:
+                    enter()
+                    if intake.clients is not None:
+                        intake.take_client(request)
+                response = await handler(request)
             except Exception as error:  # noqa: BLE001 - logged, and no traceback leaves
-                bug = is_bug(error)
-                if bug:
-                    request_id = self._new_id()
-                    fields = {"request_id": request_id, "route": route}
-                    _log.error(FAILED, fields, exc_info=error, extra=fields)
-                response = answer_to(error, request_id)
+                response, request_id = self.failed(watched, error)
             finally:
                 intake.in_flight -= 1
-            seconds, code = monotonic() - started_s, getattr(response, "code", "ok")
-            answered(verb, code, seconds)
-            if response.status >= lines.from_status and not bug:
-                request_id = self._new_id()
-                lines.write(request.method, route, request_id, response.status, code, seconds)
-            if request_id and not response.prepared:
-                response.headers[REQUEST_ID] = request_id
+            answered(watched, request.method, response, monotonic() - started_s, request_id)
             return response
 
         return guard
+
+    def enter(self) -> None:
+        """A request that is counted in ``in_flight`` already. Raises Problem if it is too many."""
+        if self._intake.in_flight > self._intake.max_in_flight:
+            raise Problem(BUSY)
+
+    def failed(self, watched: Watched, error: Exception) -> tuple[Reply, str]:
+        """The answer to what a handler raised, and the request's id if that is a bug."""
+        if not is_bug(error):
+            return answer_to(error, ""), ""
+        request_id = self._new_id()
+        fields = {"request_id": request_id, "route": watched.route}
+        _log.error(FAILED, fields, exc_info=error, extra=fields)
+        return answer_to(error, request_id), request_id
+
+    def answered(
+        self,
+        watched: Watched,
+        method: str,
+        response: web.StreamResponse,
+        seconds: float,
+        request_id: str,
+    ) -> None:
+        """Counts an answer, and writes its line if it gets one. Call it before it is sent.
+        ``request_id`` is that of a bug, which has had its line."""
+        code, lines = getattr(response, "code", "ok"), self._lines
+        self._intake.metrics.answered(watched.verb, code, seconds)
+        if response.status >= lines.from_status and not request_id:
+            request_id = self._new_id()
+            lines.write(method, watched.route, request_id, response.status, code, seconds)
+        if request_id and not response.prepared:
+            response.headers[REQUEST_ID] = request_id
 
     def _new_id(self) -> str:
         return f"{self._run}-{next(self._numbers):x}"

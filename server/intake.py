@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from ipaddress import IPv6Network
 from math import ceil
 from time import monotonic
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from aiohttp import web
 
@@ -21,6 +21,9 @@ from .metrics import Metrics
 from .pages import Pages
 from .problems import RATE_LIMITED, Problem
 from .settings import Settings
+
+if TYPE_CHECKING:
+    from .hot_route import HotRoute
 
 __all__ = ["INTAKE", "Intake", "too_often"]
 
@@ -57,8 +60,8 @@ class Intake:
         self.read_timeout_s = settings.server.read_timeout_s
         self.max_in_flight = settings.server.max_in_flight
         self.in_flight = 0
-        # See short_cut.py.
-        self.short_cut: Callable[[web.Request, str], Awaitable[web.StreamResponse]] | None = None
+        # See hot_route.py.
+        self.hot_route: HotRoute | None = None
 
     def take_client(self, request: web.Request) -> None:
         """Raises Problem when this address asks too often."""

@@ -28,6 +28,7 @@ from seckill.redis import connect_pool
 from .api_keys import ApiKeys
 from .describe import At, dotted, is_hidden, is_secret, is_text, names, shown, shown_url, takes
 from .gate import built_in
+from .ledger import check_ledger
 from .settings import ApiKey, Settings, check_signed
 from .user_keys import shown_path
 
@@ -44,7 +45,11 @@ _FILE: Final = "file:"
 _LISTED: Final = "`seckill settings` lists all there are"
 # Names that the rest of the package knows for a setting. Where both name a server the URL wins, so
 # that both may stay set for good.
-_SHORT: Final = {"SECKILL_REDIS": ("redis", "url"), "SECKILL_DATA": ("redis", "data")}
+_SHORT: Final = {
+    "SECKILL_REDIS": ("redis", "url"),
+    "SECKILL_DATA": ("redis", "data"),
+    "SECKILL_LEDGER": ("ledger", "url"),
+}
 # Variables that are no settings: of the command line, of clients as our examples write them, and of
 # this project's own tests.
 _OTHERS: Final = frozenset(
@@ -260,19 +265,20 @@ class _Draft:
 
     def _check_together(self, settings: Settings) -> None:
         """What no single setting can tell."""
-        url = settings.redis.url
+        url, ledger = settings.redis.url, settings.ledger.url
         checks: tuple[tuple[At, Callable[[], object]], ...] = (
             (("redis", "url"), lambda: url and connect_pool(url, connections=1, timeout_s=None)),
             (("keys",), lambda: ApiKeys(settings.keys)),
             (("gate", "secrets"), lambda: built_in(settings.gate)),
             (("webhook", "secrets"), lambda: check_signed(settings.webhook)),
+            (("ledger", "url"), lambda: check_ledger(ledger)),
         )
         for path, check in checks:
             try:
                 check()
             except InvalidInput as error:
                 # A message about a URL may have its password in it.
-                hidden = is_secret(path) and "@" in url
+                hidden = path == ("redis", "url") and "@" in url
                 problem = "is not a Redis URL" if hidden else error.problem
                 if path == ("keys",):
                     problem = "hold the same hash twice"  # Names are not repeated either.

@@ -83,13 +83,15 @@ class _Seen(NamedTuple):
 
 
 class Metrics:
-    """The numbers of one intake in one process. It belongs to one event loop."""
+    """The numbers of one intake in one process. It belongs to one event loop. ``hot_orders`` are
+    the orders that hot_route.py has answered; it counts them itself."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._answers: dict[tuple[str, str], _Answers] = {}
         self._seconds: dict[str, Histogram] = {}
         self._orders: Counter[str] = Counter()
+        self.hot_orders = 0
         self._batch_orders = Histogram(SIZE_BOUNDS)
         self._script_s = Histogram(TRIP_BOUNDS_S)
         self._seen: WeakKeyDictionary[Lane, tuple[_Seen, _Seen]] = WeakKeyDictionary()
@@ -197,6 +199,7 @@ class Metrics:
             yield Sample(families.ANSWER_SECONDS, (verb,), seconds)
         for code, count in orders.items():
             yield Sample(families.ORDERS, (code,), count)
+        yield Sample(families.HOT_ORDERS, (), self.hot_orders)
         for code, count in failed.items():
             yield Sample(families.FAILURES, (code,), count)
         lanes = self._engine.lanes().values()

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
+from collections.abc import Container
 from typing import Final
 
 import msgspec
 from aiohttp import web
 
-from seckill.order import Outcome
+from seckill.engine import Engine
+from seckill.order import Outcome, Wish
 from seckill.status import Status
 
 from .exchange import (
     INTAKE,
-    body_as,
     buyer_in,
-    counted,
+    caller_of,
     key_of,
-    known_caller,
     need_mall,
     read,
     reply,
     sent_by,
 )
 from .gate import PROOF_HEADER, Entry, ask
-from .intake import Intake
 from .operation import Operation
 from .problems import (
     ANSWERS,
@@ -45,9 +44,9 @@ from .wire import (
     order_document,
 )
 
-__all__ = ["ROUTES", "reserve_in"]
+__all__ = ["ORDER", "ROUTES", "decide", "told", "wish_of"]
 
-_ORDER: Final = msgspec.json.Decoder(OrderRequest)
+ORDER: Final = msgspec.json.Decoder(OrderRequest)
 _PAYMENT: Final = msgspec.json.Decoder(PaymentRequest)
 _REFUND: Final = msgspec.json.Decoder(RefundRequest)
 
@@ -75,29 +74,41 @@ _RESERVE: Final = (
 async def reserve(request: web.Request) -> web.Response:
     """Holds units for a buyer until the order's deadline. The identical request may be repeated
     blindly: it finds the same order."""
-    return await reserve_in(request.app[INTAKE], request, request.match_info["sale"])
-
-
-async def reserve_in(intake: Intake, request: web.Request, sale: str) -> Reply:
-    """The same, told where and what for: all that short_cut.py knows of a request."""
-    caller = known_caller(intake, request)
-    if caller is None:
-        caller = counted(intake, await intake.identify(request))
+    intake = request.app[INTAKE]
+    caller = await caller_of(request)
     buyer, key = buyer_in(request, caller), key_of(request)
-    wish = await body_as(_ORDER, request, intake.read_timeout_s)
+    sale, body = request.match_info["sale"], await read(request, ORDER)
     if intake.gate is not None and caller.buyer:
         proof = request.headers.get(PROOF_HEADER, "")
         address = intake.addresses.of(request)
         await ask(intake.gate, Entry(sale, buyer, key, caller.tier, address, proof))
+    # The path that was asked has the prefix of whoever mounts us.
+    return await decide(intake.engine, sale, wish_of(buyer, key, body), request.rel_url.raw_path)
+
+
+def wish_of(buyer: str, key: str, body: OrderRequest) -> Wish:
+    """What the engine is asked. Lines of one SKU are added up."""
     cart: dict[str, int] = {}
-    for line in wish.items:
+    for line in body.items:
         cart[line.sku] = cart.get(line.sku, 0) + line.quantity
-    outcome = await intake.engine.reserve(sale, buyer, key, cart, attrs=wish.attrs)
+    return Wish(buyer, key, cart, body.attrs)
+
+
+async def decide(engine: Engine, sale: str, wish: Wish, path: str) -> Reply:
+    """Asks the engine and waits for its answer. ``path`` is where orders of this sale live."""
+    outcome = await engine.reserve(sale, wish.buyer, wish.key, wish.items, attrs=wish.attrs)
+    known: Container[str] = ()
     if outcome.status is Status.UNKNOWN_SKU:
-        known = (await intake.engine.sale(sale)).sku_index
-        strangers = ", ".join(sku for sku in cart if sku not in known)
+        known = (await engine.sale(sale)).sku_index
+    return told(outcome, wish, known, path)
+
+
+def told(outcome: Outcome, wish: Wish, known: Container[str], path: str) -> Reply:
+    """What a buyer is told. ``known`` are the sale's SKUs. Raises Problem for one it has not."""
+    if outcome.status is Status.UNKNOWN_SKU:
+        strangers = ", ".join(sku for sku in wish.items if sku not in known)
         raise Problem(ANSWERS[outcome.status], f"the sale has no {strangers}", "items")
-    return _answer(outcome, request)
+    return _answer(outcome, path)
 
 
 @Operation(
@@ -183,15 +194,12 @@ async def refund(request: web.Request) -> web.Response:
     return _answer(outcome)
 
 
-def _answer(outcome: Outcome, created_by: web.Request | None = None) -> Reply:
+def _answer(outcome: Outcome, path: str = "") -> Reply:
     order = outcome.order
     if order is None or not outcome.ok:
         return refusal(outcome.status, order)
     kind = ANSWERS[outcome.status]
-    location = ""
-    if created_by is not None and outcome.status is Status.CREATED:
-        # From the path that was asked, which has the prefix of whoever mounts us.
-        location = f"{created_by.rel_url.raw_path}/{order.id}"
+    location = f"{path}/{order.id}" if path and outcome.status is Status.CREATED else ""
     document = OutcomeDocument(kind.code, order_document(order))
     return reply(document, kind.http, kind.code, location=location)
 

@@ -24,6 +24,7 @@ from .user_keys import checked_file, checked_secret, checked_url
 __all__ = [
     "ApiKey",
     "Gate",
+    "Ledger",
     "Limits",
     "Log",
     "Redis",
@@ -68,6 +69,8 @@ class Server(_Section):
     """Addresses or networks whose X-Forwarded-For is believed; "unix" is our socket's users."""
     cors_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = ()
     """Web origins whose pages may call the buyers' endpoints; none by default."""
+    hot_route: bool = True
+    """Answer plain orders past aiohttp's request machinery, which says the same and costs more."""
 
 
 class Redis(_Section):
@@ -178,6 +181,21 @@ def check_signed(webhook: Webhook) -> None:
         )
 
 
+class Ledger(_Section):
+    """The mall's SQL database, to which every event and order goes."""
+
+    url: str = ""
+    """sqlite:///FILE, postgresql://… or mysql://…; file:PATH if it has a password"""
+    inside: bool = True
+    """Let the workers of `seckill serve` write it; if not, run `seckill ledger run`."""
+    keep_events_s: Annotated[int, Field(ge=60, le=365 * 86_400)] = 86_400
+    """How long events stay in Redis that everybody has had, and the ledger too."""
+    keep_sales_days: Annotated[int, Field(ge=0, le=3_650)] = 0
+    """After how many days a settled sale is removed from Redis; 0 leaves that to you."""
+    retention_days: Annotated[int, Field(ge=0, le=36_500)] = 0
+    """After how many days the buyers of a sale are forgotten; 0 keeps them."""
+
+
 class Log(_Section):
     """What is written to standard error."""
 
@@ -199,4 +217,5 @@ class Settings(_Section):
     limits: Limits = Limits()
     gate: Gate = Gate()
     webhook: Webhook = Webhook()
+    ledger: Ledger = Ledger()
     log: Log = Log()

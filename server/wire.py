@@ -15,7 +15,7 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
-from seckill.order import QUANTITY_MAX, Order, State
+from seckill.document import OrderDocument, OrderLine, order_document
 from seckill.sale import ATTRS_BYTES_MAX, ITEMS_MAX, Item, Sale
 from seckill.snapshot import Snapshot
 
@@ -48,13 +48,6 @@ __all__ = [
 
 BATCH_MAX: Final = 1_000
 encode: Final = msgspec.json.Encoder().encode
-
-
-class OrderLine(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
-    """Units of one SKU."""
-
-    sku: Annotated[str, Meta(min_length=1, max_length=40, examples=["MUG"])]
-    quantity: Annotated[int, Meta(ge=1, le=QUANTITY_MAX, examples=[1])]
 
 
 class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
@@ -93,22 +86,6 @@ class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """Orders of many buyers, decided at about the same time and not always in this order."""
 
     orders: Annotated[list[BatchOrder], Meta(min_length=1, max_length=BATCH_MAX)]
-
-
-class OrderDocument(msgspec.Struct, frozen=True, gc=False):
-    """An order. ``deadline_ms`` is there while it is held or paying. The first of ``payments`` paid
-    for the order, all others are due for refund."""
-
-    id: str
-    sale: str
-    buyer: str
-    state: State
-    version: int
-    items: list[OrderLine]
-    amount_fen: int
-    deadline_ms: int | None
-    payments: tuple[str, ...]
-    refund: str | None
 
 
 class OutcomeDocument(msgspec.Struct, frozen=True, gc=False):
@@ -209,22 +186,6 @@ class HealthDocument(msgspec.Struct, frozen=True):
     """The answer of both health checks when they are green."""
 
     status: Literal["ok"] = "ok"
-
-
-def order_document(order: Order, lines: list[OrderLine] | None = None) -> OrderDocument:
-    """An order for the wire. ``lines`` are its items, where they are at hand."""
-    return OrderDocument(
-        order.id,
-        order.sale,
-        order.buyer,
-        order.state,
-        order.version,
-        lines or [OrderLine(sku, quantity) for sku, quantity in order.items.items()],
-        order.amount_fen,
-        order.deadline_ms if order.state in (State.HELD, State.PAYING) else None,
-        order.payments,
-        order.refund or None,
-    )
 
 
 def sale_entry(sale: Sale, now: Snapshot) -> SaleEntry:

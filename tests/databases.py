@@ -243,7 +243,7 @@ class PostgresServer(DatabaseServer):
         return len(lines) >= 8 and lines[0] == str(self.pid) and lines[7].strip() == "ready"
 
     async def _execute(self, sql: str) -> None:
-        import asyncpg
+        import asyncpg  # type: ignore[import-untyped]
 
         connection = await asyncpg.connect(self.url("postgres"))
         try:
@@ -311,11 +311,10 @@ class MariadbServer(DatabaseServer):
 
     async def _drop(self, database: str) -> None:
         # A transaction that a test left open would keep its tables locked.
+        others = f"db = '{database}' AND id <> CONNECTION_ID()"
         await self._execute(
-            "BEGIN NOT ATOMIC "
-            "FOR other IN (SELECT id FROM information_schema.processlist "
-            f"WHERE db = '{database}' AND id <> CONNECTION_ID()) "
-            "DO KILL CONNECTION other.id; END FOR; END"
+            "BEGIN NOT ATOMIC FOR other IN (SELECT id FROM information_schema.processlist "  # noqa: S608
+            f"WHERE {others}) DO KILL CONNECTION other.id; END FOR; END"
         )
         await self._execute(f"DROP DATABASE {database}")
 
@@ -374,20 +373,25 @@ def _free_port() -> int:
 
 def _children(parent: int) -> list[int]:
     """The processes that PostgreSQL has for its clients and its chores; empty without /proc."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
-            # The name, in brackets, may hold anything.
-            fields = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-            if fields[1] == str(parent):
-                found.append(int(folder.name))
-    return found
+    pids = [int(folder.name) for folder in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if _state(pid)[1:] == [str(parent)]]
 
 
 def _await_end(pids: list[int]) -> None:
     """They end by themselves when their parent has gone, but hold its shared memory until then, so
     that a new server would refuse to start."""
     deadline = time.monotonic() + STOP_SECONDS
-    while any(Path(f"/proc/{pid}").exists() for pid in pids):
+    # A dead process is listed until somebody collects it (Z), which in a container takes seconds.
+    while any(_state(pid)[:1] not in ([], ["Z"]) for pid in pids):
         assert time.monotonic() < deadline, f"processes {pids} of a stopped server live on"
         time.sleep(POLL_SECONDS)
+
+
+def _state(pid: int) -> list[str]:
+    """State and parent of a process; empty when there is none."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text("utf-8", "replace")
+    except OSError:
+        return []
+    # The name, in brackets, may hold anything.
+    return stat.rpartition(")")[2].split()[:2]

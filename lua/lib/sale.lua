@@ -13,20 +13,28 @@ local function check_keys()
   redis.call('XLEN', KEYS[7])
 end
 
--- Returns the header as a table, or nil and the refusal that no verb gets past.
-local function read_sale(format)
+-- Returns the header as a table, or nil and the refusal that no verb gets past. A sale of which this
+-- server has lost something is fenced (fence.lua): it is only looked at (`even_fenced`).
+local function read_sale(format, even_fenced)
   local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
     'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
-    'clock_jump_ms', 'definition_id', 'reason')
+    'clock_jump_ms', 'definition_id', 'reason', 'spared_ms')
   if not h[1] then return nil, STATUS.UNKNOWN_SALE end
   if tonumber(h[1]) ~= FORMAT or format ~= FORMAT then return nil, STATUS.UPGRADE_NEEDED end
+  if h[2] == 'fenced' and not even_fenced then return nil, STATUS.FENCED end
   return {
     state = h[2], seq = tonumber(h[3]), last_ms = tonumber(h[4]), origin_ms = tonumber(h[5]),
     opens_ms = tonumber(h[6]), ends_ms = tonumber(h[7]), hold_ms = tonumber(h[8]),
     pay_ms = tonumber(h[9]), limit_per_order = tonumber(h[10]), limit_per_buyer = tonumber(h[11]),
     max_lapsed = tonumber(h[12]), clock_jump_ms = tonumber(h[13]), definition_id = h[14],
-    reason = h[15] or '',
+    reason = h[15] or '', spared_ms = tonumber(h[16]) or 0,
   }
+end
+
+-- When an order lapses: at its deadline, but not before spared_ms. While the sale was lost nobody
+-- could pay; rebuild_found.lua gives everybody that time back. Keeps the queues in order.
+local function due_ms(sale, order)
+  return math.max(sale.origin_ms + order.deadline, sale.spared_ms)
 end
 
 -- Units held over all SKUs. Only read on rare paths: a jump of the clock, a closed sale.

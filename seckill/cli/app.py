@@ -15,11 +15,18 @@ from seckill.cli import (
     dead,
     demo,
     doctor,
+    export,
+    forget,
+    groups,
     inspect,
     keys,
+    ledger,
     orders,
     pause,
+    rebuild,
+    reconcile,
     relay,
+    report,
     sales,
     serve,
     settings,
@@ -44,18 +51,25 @@ app = typer.Typer(
 )
 app.command("serve")(serve.serve)
 app.command("settings")(settings.settings)
-app.add_typer(sales.app, name="sale", help="Create, open, pause, close and show sales.")
+app.add_typer(sales.app, name="sale", help="Create, open, pause, close, show and remove sales.")
 app.add_typer(stock.app, name="stock", help="Show, add and take units while a sale runs.")
 app.add_typer(orders.app, name="order", help="Look at one order, or move it along by hand.")
 app.add_typer(keys.app, name="key", help="Make API keys for the mall's own programs.")
 app.command("inspect")(inspect.inspect)
 app.command("relay")(relay.relay)
-app.add_typer(dead.app, name="dead", help="Show, retry and drop events the mall did not take.")
+app.add_typer(ledger.app, name="ledger", help="Keep the SQL ledger, and see how far it is.")
+app.add_typer(dead.app, name="dead", help="Show, retry and drop events that were not taken.")
+app.add_typer(groups.app, name="groups", help="Show who reads a sale's events, or drop a group.")
 app.command("doctor")(doctor.doctor)
 app.command("top")(top.top)
 app.command("pause")(pause.pause)
 app.command("resume")(pause.resume)
+app.command("reconcile")(reconcile.reconcile)
+app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
+app.command("report")(report.report)
+app.command("export")(export.export)
+app.command("forget")(forget.forget)
 app.command("demo")(demo.demo)
 
 

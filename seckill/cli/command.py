@@ -16,7 +16,7 @@ import os
 from collections.abc import Callable, Coroutine
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import msgspec
 import typer
@@ -24,7 +24,10 @@ import typer
 from seckill.cli.output import Output
 from seckill.embedded import running_url
 from seckill.engine import Engine
-from seckill.errors import InvalidInput
+from seckill.errors import InvalidInput, MissingExtra
+
+if TYPE_CHECKING:
+    from seckill.ledger import Ledger
 
 __all__ = [
     "AllowUnverified",
@@ -32,14 +35,17 @@ __all__ = [
     "Durability",
     "DurabilityOption",
     "Json",
+    "LedgerUrl",
     "RedisUrl",
     "SaleId",
     "Target",
     "on_engine",
+    "open_ledger",
 ]
 
 REDIS_ENV = "SECKILL_REDIS"
 DATA_ENV = "SECKILL_DATA"
+LEDGER_ENV = "SECKILL_LEDGER"
 _PANEL = "Server"
 # A server with an AOF makes one of them at its first start: since Redis 7, and before.
 _SERVER_DATA = ("appendonlydir", "appendonly.aof")
@@ -69,6 +75,15 @@ DataDir = Annotated[
         "--embedded",
         metavar="DIR",
         help=f"A server of our own, with its data in DIR (or set {DATA_ENV}).",
+        rich_help_panel=_PANEL,
+    ),
+]
+LedgerUrl = Annotated[
+    str | None,
+    typer.Option(
+        "--ledger",
+        metavar="URL",
+        help=f"sqlite:///FILE, postgresql://… or mysql://… (or set {LEDGER_ENV}).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -129,6 +144,19 @@ class Target(msgspec.Struct, frozen=True):
             "is not named",
             f"give --redis URL or --embedded DIR, or set {REDIS_ENV} or {DATA_ENV}",
         )
+
+
+def open_ledger(url: str | None) -> Ledger:
+    """The ledger that a command's option or the environment names, not yet started. Raises
+    InvalidInput, MissingExtra."""
+    url = url or os.environ.get(LEDGER_ENV)
+    if not url:
+        raise InvalidInput("ledger", "is not named", f"give --ledger URL, or set {LEDGER_ENV}")
+    try:
+        from seckill.ledger import Ledger
+    except ModuleNotFoundError as error:
+        raise MissingExtra("ledger", error.name or "sqlalchemy") from None
+    return Ledger(url)
 
 
 def _check_data(data_dir: Path, named: str) -> None:

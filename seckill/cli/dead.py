@@ -1,4 +1,4 @@
-"""``seckill dead``: the events that the mall's endpoint did not take, for the person on duty."""
+"""``seckill dead``: the events that a consumer could not hand over, for the person on duty."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ from seckill.cli.output import Output, complain, new_table
 from seckill.dead import DeadLetters, Letter, with_letters
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
+from seckill.sale import check_key
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True)
 
 SHOWN_MAX = 100
+WEBHOOK = "webhook"
 
 Subjects = Annotated[
     list[str] | None,
@@ -30,12 +32,16 @@ Seqs = Annotated[
     typer.Argument(metavar="[SEQ]...", help="Which events, by the number that list shows."),
 ]
 All = Annotated[bool, typer.Option("--all", help="All of them.")]
+Group = Annotated[
+    str, typer.Option("--group", metavar="NAME", help="Of which consumer group's events.")
+]
 
 
 @app.command("list")
 @on_engine
-async def list_(engine: Engine, out: Output, sale: SaleId) -> int:
+async def list_(engine: Engine, out: Output, sale: SaleId, group: Group = WEBHOOK) -> int:
     """Show the dead letters; the exit code is 1 when there are any, so that cron can tell."""
+    check_key(group, "--group")
     definition = await engine.sale(sale)
 
     async def read(dead: DeadLetters) -> tuple[list[Letter], list[str], set[str]]:
@@ -43,7 +49,7 @@ async def list_(engine: Engine, out: Output, sale: SaleId) -> int:
         kinds = [event.kind if event else "?" for event in await dead.events(definition, letters)]
         return letters, kinds, await dead.retrying()
 
-    letters, kinds, retrying = await with_letters(engine.url, sale, read)
+    letters, kinds, retrying = await with_letters(engine.url, sale, group, read)
     rows = [
         {
             "seq": letter.seq,
@@ -67,10 +73,16 @@ async def list_(engine: Engine, out: Output, sale: SaleId) -> int:
 @app.command("retry")
 @on_engine
 async def retry(
-    engine: Engine, out: Output, sale: SaleId, orders: Subjects = None, every: All = False
+    engine: Engine,
+    out: Output,
+    sale: SaleId,
+    orders: Subjects = None,
+    every: All = False,
+    group: Group = WEBHOOK,
 ) -> int:
-    """Send the dead letters of these orders again, with what is parked behind them, in order."""
+    """Hand over the dead letters of these orders again, with what is parked behind, in order."""
     _check(orders, every=every, what="ORDER")
+    check_key(group, "--group")
     await engine.sale(sale)
     named = set(orders or ())
 
@@ -80,21 +92,27 @@ async def retry(
         await dead.retry(subjects)
         return len(chosen), subjects
 
-    count, subjects = await with_letters(engine.url, sale, work)
+    count, subjects = await with_letters(engine.url, sale, group, work)
     if missing := named - subjects:
         return complain(f"{sale}: no dead letters of {', '.join(sorted(missing))}", code=1)
     done = {"events": count, "subjects": sorted(subjects)}
-    out.answer(done, f"✓ the relay sends {_counted(count)} again; is one running?")
+    out.answer(done, f"✓ {_counted(count)} for {_worker(group)} to take again; is it running?")
     return 0
 
 
 @app.command("drop")
 @on_engine
 async def drop(
-    engine: Engine, out: Output, sale: SaleId, events: Seqs = None, every: All = False
+    engine: Engine,
+    out: Output,
+    sale: SaleId,
+    events: Seqs = None,
+    every: All = False,
+    group: Group = WEBHOOK,
 ) -> int:
-    """Forget these events for good; what is parked behind them is sent."""
+    """Forget these events for good; what is parked behind them goes on."""
     _check(events, every=every, what="SEQ")
+    check_key(group, "--group")
     await engine.sale(sale)
     named = set(events or ())
 
@@ -104,7 +122,7 @@ async def drop(
         # All or nothing: one wrong number may mean that the others are wrong as well.
         return (0 if named - found else await dead.drop(chosen)), found
 
-    count, found = await with_letters(engine.url, sale, work)
+    count, found = await with_letters(engine.url, sale, group, work)
     if missing := named - found:
         numbers = ", ".join(map(str, sorted(missing)))
         return complain(f"{sale}: no dead letter {numbers}; nothing was dropped", code=1)
@@ -129,6 +147,10 @@ def _cells(row: dict[str, Any]) -> tuple[str, ...]:
     attempts = "" if row["state"] == "parked" else f"{row['attempts']:,}"
     numbers = (f"{row['seq']}", row["subject"], row["kind"], row["state"], attempts)
     return (*numbers, f"{since:%m-%d %H:%M}", row["cause"])
+
+
+def _worker(group: str) -> str:
+    return "the relay" if group == WEBHOOK else f"the consumer of {group}"
 
 
 def _counted(count: int) -> str:

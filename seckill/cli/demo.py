@@ -22,8 +22,9 @@ import msgspec
 import typer
 
 from seckill import redis as servers
-from seckill.cli.command import Json
+from seckill.cli.command import Json, open_ledger
 from seckill.cli.demo_check import check_books, plainest_first
+from seckill.cli.demo_ledger import bring_up, check_ledger
 from seckill.cli.demo_messages import Books, LoadOrders, Progress, Proofs
 from seckill.cli.demo_report import Report, ScriptTime, make_report, read_story
 from seckill.cli.demo_sale import demo_sale
@@ -58,9 +59,9 @@ def demo(
     json: Json = False,
 ) -> None:
     """Sell a real sale to a crowd over HTTP, and prove that nothing was oversold or lost."""
-    for module in ("aiohttp", "uvloop"):
+    for extra, module in (("server", "aiohttp"), ("server", "uvloop"), ("ledger", "aiosqlite")):
         if importlib.util.find_spec(module) is None:
-            raise MissingExtra("server", module)
+            raise MissingExtra(extra, module)
     screen = Screen(json=json)
     try:
         report = asyncio.run(_perform(buyers, screen))
@@ -96,6 +97,7 @@ class _Demo:
         self._buyers = buyers
         self._screen = screen
         self._folder = folder
+        self._ledger = f"sqlite:///{folder}/ledger.db"
         self._proofs = Proofs(secrets.token_hex(32), f"sk_{secrets.token_urlsafe(32)}")
         self._began_s = monotonic()
         self._progress: Progress | None = None
@@ -106,7 +108,9 @@ class _Demo:
         """From the first process to the verdict."""
         engine, folder = self._engine, self._folder
         async with (
-            child("intake", "seckill.cli.demo_intake", engine.url, folder=folder) as intake,
+            child(
+                "intake", "seckill.cli.demo_intake", engine.url, self._ledger, folder=folder
+            ) as intake,
             child("load", "seckill.cli.demo_load", folder=folder) as load,
         ):
             async with asyncio.timeout(START_S):
@@ -122,6 +126,10 @@ class _Demo:
         snapshot = await engine.snapshot(sale.id)
         verdict = await verify(engine, sale.id)
         story = await read_story(engine, sale.id, sale.opens_ms, sale.total_units)
+        violations = [*verdict.violations, *check_books(books, story, snapshot)]
+        async with open_ledger(self._ledger) as ledger:
+            await bring_up(engine, ledger)
+            rows, drift = await check_ledger(ledger, sale.id, story)
         return make_report(
             engine=engine,
             sale=sale,
@@ -129,7 +137,8 @@ class _Demo:
             story=story,
             books=books,
             verdict=verdict,
-            violations=plainest_first([*verdict.violations, *check_books(books, story, snapshot)]),
+            violations=plainest_first([*violations, *drift]),
+            rows=rows,
             scripts=ScriptTime(after.calls - before.calls, after.micros - before.micros),
             peak=self._peak,
             seconds=monotonic() - self._began_s,

@@ -1,6 +1,6 @@
 """The demo's intake process: what ``seckill serve`` runs, but it ends when the demo does.
 
-Takes a Redis URL and, as the first line of stdin, what proves who a buyer and the mall are; prints
+Takes the URLs of Redis and of the ledger and, as the first line of stdin, what proves who a buyer and the mall are; prints
 its own address once it takes requests, and ends in good order when stdin does, so that not even a
 SIGKILL of the demo leaves it behind.
 """
@@ -19,7 +19,7 @@ from pydantic import SecretStr
 from seckill.cli.demo_messages import Proofs
 from seckill.engine import Engine
 from seckill.server import run
-from seckill.server.settings import ApiKey, Settings, Users
+from seckill.server.settings import ApiKey, Ledger, Settings, Users
 
 __all__ = ["main"]
 
@@ -32,6 +32,7 @@ def main() -> None:
     settings = Settings(
         users=Users(secrets=(SecretStr(proofs.secret),)),
         keys=(ApiKey(name="mall", hash=f"sha256:{digest}", scopes=("backend",)),),
+        ledger=Ledger(url=sys.argv[2]),
     )
 
     def watch() -> None:

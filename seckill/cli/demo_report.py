@@ -93,6 +93,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     script_micros_per_decided: float
     events: int
     orders_in_stream: int
+    orders_in_sql: int
     seconds: float
     cores: int
 
@@ -135,6 +136,7 @@ def make_report(
     verdict: Verdict,
     violations: list[Violation],
     scripts: ScriptTime,
+    rows: int,
     peak: float,
     seconds: float,
 ) -> Report:
@@ -193,6 +195,7 @@ def make_report(
         script_micros_per_decided=_per(scripts.micros, books.decided),
         events=verdict.events,
         orders_in_stream=verdict.orders,
+        orders_in_sql=rows,
         seconds=round(seconds, 1),
         cores=os.cpu_count() or 1,
     )

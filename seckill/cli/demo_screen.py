@@ -271,6 +271,7 @@ def _verdict(report: Report) -> Text:
         for line in (
             f"{report.events:,} events replayed: nothing oversold, no limit broken, no key twice",
             f"{report.orders_in_stream:,} orders: buyers, stream and Redis tell the same story",
+            f"{report.accepted:,} accepted = {report.orders_in_sql:,} rows in the SQL ledger",
             f"{units:,} units = {paid:,} paid + 0 held + {left:,} left"
             + (", which nobody asked for any more" if left else ""),
         ):

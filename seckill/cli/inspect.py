@@ -25,7 +25,9 @@ async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
         client = servers.connect_client(pool)
         facts: dict[str, Any] = await client.info("memory")
         keys = {key: await client.memory_usage(key) or 0 for key in shard_keys(sale)}
-        groups: Any = await client.xinfo_groups(shard_keys(sale)[-1])
+        # A fenced sale may have lost its stream as well.
+        stream = shard_keys(sale)[-1]
+        groups: Any = await client.xinfo_groups(stream) if await client.exists(stream) else []
     finally:
         await pool.disconnect()
     lags = [
@@ -56,8 +58,9 @@ async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
         row = (f"{group['consumers']:,}", f"{group['pending']:,}", behind)
         lag_table.add_row(Text(group["group"]), *row)
     limit = data["maxmemory_bytes"]
+    reason = f" ({snapshot.reason})" if snapshot.reason else ""
     summary = (
-        f"{snapshot.sale}  {snapshot.phase}  seq {snapshot.seq:,}\n"
+        f"{snapshot.sale}  {snapshot.phase}{reason}  seq {snapshot.seq:,}\n"
         f"orders {snapshot.orders:,}  buyers {snapshot.buyers:,}  "
         f"stream entries {snapshot.entries:,}  "
         f"in the deadline queues {snapshot.holds_queue:,} + {snapshot.paying_queue:,}\n"

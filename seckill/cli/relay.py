@@ -38,6 +38,12 @@ def relay(
     once: Annotated[
         bool, typer.Option("--once", help="End when nothing is left to deliver.")
     ] = False,
+    after_trim: Annotated[
+        bool,
+        typer.Option(
+            "--after-trim", help="Begin, where earlier events were trimmed, at those that are left."
+        ),
+    ] = False,
     redis: RedisUrl = None,
     embedded: DataDir = None,
     durability: Annotated[
@@ -72,7 +78,7 @@ def relay(
     engine = _target(settings).engine(sweep_ms=0)
     endpoint = _endpoint(settings.webhook)
     log.configure(settings.log)
-    tally = asyncio.run(_run(engine, endpoint, tuple(sale or ()), once=once))
+    tally = asyncio.run(_run(engine, endpoint, tuple(sale or ()), once=once, after_trim=after_trim))
     if once and (tally.left or tally.dead or tally.elsewhere):
         raise typer.Exit(1)
 
@@ -102,9 +108,11 @@ def _target(settings: Settings) -> Target:
     return Target(at.url or None, data, Durability(at.durability), at.allow_unverified)
 
 
-async def _run(engine: Engine, to: Endpoint, sales: tuple[str, ...], *, once: bool) -> Tally:
+async def _run(
+    engine: Engine, to: Endpoint, sales: tuple[str, ...], *, once: bool, after_trim: bool
+) -> Tally:
     async with engine:
-        relay = Relay(engine, to, sales=sales, once=once)
+        relay = Relay(engine, to, sales=sales, once=once, after_trim=after_trim)
         loop = asyncio.get_running_loop()
 
         def end() -> None:

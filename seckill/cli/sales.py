@@ -11,11 +11,12 @@ import msgspec
 import typer
 from rich.text import Text
 
-from seckill.cli.command import SaleId, on_engine
+from seckill.cli.command import LedgerUrl, SaleId, on_engine, open_ledger
+from seckill.cli.ledger_sale import known_sale
 from seckill.cli.output import Output, countdown, moment, new_table, outcome_data, warn
 from seckill.cli.stock import stock_table
 from seckill.engine import Engine
-from seckill.errors import UnknownSale, UpgradeNeeded
+from seckill.errors import InvalidInput, SeckillError, UnknownSale, UpgradeNeeded
 from seckill.sale import Sale
 from seckill.salefile import load_sale
 from seckill.snapshot import Snapshot
@@ -154,6 +155,40 @@ async def close(engine: Engine, out: Output, sale: SaleId) -> int:
     """End a sale for good; it is settled once no unit is held."""
     done = await engine.close(sale)
     return out.status(done, f"sale {sale}: close", already="it is closed already")
+
+
+@app.command("remove")
+@on_engine
+async def remove(
+    engine: Engine,
+    out: Output,
+    sale: SaleId,
+    ledger: LedgerUrl = None,
+    archive: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE.json.gz", help="Write its whole history there before."),
+    ] = None,
+) -> int:
+    """Take a settled sale's keys out of Redis, once the ledger has all of it."""
+    book = open_ledger(ledger)
+    from seckill.ledger.remove import remove as remove_sale
+
+    async with book:
+        await known_sale(book, sale)
+        try:
+            removed = await remove_sale(engine, book, sale, archive=archive)
+        except OSError as error:
+            if isinstance(error, SeckillError) or archive is None:
+                raise
+            problem = f"{archive} can't be written: {error.strerror}"
+            raise InvalidInput("--archive", problem, "name a file in a folder of yours") from None
+    kept = f"; its {removed.events:,} events stay in the ledger"
+    if archive is not None:
+        kept += f" and in {archive}"
+    what = f"{removed.keys} keys removed" if removed.keys else "its keys had gone before"
+    data = msgspec.structs.asdict(removed)
+    out.answer(data, Text.assemble(("✓ ", "green"), f"sale {sale}: {what}{kept}"))
+    return 0
 
 
 def _moved(sale: Sale, now_ms: int) -> Sale:

@@ -2,18 +2,33 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+import sqlite3
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from typing import Any, Final
 
 from sqlalchemy import URL, event, make_url
-from sqlalchemy.exc import ArgumentError, DBAPIError, InterfaceError, OperationalError
+from sqlalchemy.exc import (
+    ArgumentError,
+    DataError,
+    DBAPIError,
+    IntegrityError,
+    InterfaceError,
+    OperationalError,
+)
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
-from seckill.errors import InvalidInput, LedgerRefused, LedgerUnavailable, MissingExtra
+from seckill.errors import (
+    InvalidInput,
+    LedgerRefused,
+    LedgerUnavailable,
+    MissingExtra,
+    SeckillError,
+)
 
-__all__ = ["connect", "our_errors", "shown_url"]
+__all__ = ["RowRefused", "check_url", "connect", "our_errors", "shown_url"]
 
 # What users write, the SQLAlchemy dialect with its driver, the driver's module, and our extra.
 _DRIVERS: Final = {
@@ -24,7 +39,14 @@ _DRIVERS: Final = {
     "mariadb": ("mariadb+asyncmy", "asyncmy", "mysql"),
 }
 _EXAMPLE: Final = "write sqlite:///ledger.db, postgresql://user@host/name or mysql://user@host/name"
+# What a URL may say beyond the address, and what the driver calls it.
+_OPTIONS: Final = {
+    "sqlite": {"mode": "mode", "uri": "uri"},
+    "postgresql": {"host": "host", "ssl": "ssl", "sslmode": "ssl"},
+    "mysql": {"unix_socket": "unix_socket", "ssl_ca": "ssl_ca"},
+}
 CONNECTIONS: Final = 5
+CONNECT_S: Final = 10
 BUSY_MS: Final = 30_000
 
 
@@ -35,13 +57,30 @@ def connect(url: str) -> AsyncEngine:
     """
     at = _parse(url)
     options: dict[str, Any] = {}
+    match at.get_backend_name():
+        case "postgresql":
+            options["connect_args"] = {"timeout": CONNECT_S}
+        case "mysql" | "mariadb":
+            options["connect_args"] = {
+                "connect_timeout": CONNECT_S,
+                # SQLAlchemy asks for FOUND_ROWS, with which a row that was there counts as new.
+                "client_flag": 0,
+                # A value that does not fit is refused, whatever this server does otherwise.
+                "init_command": "SET SESSION sql_mode = 'STRICT_ALL_TABLES'",
+            }
     if at.get_backend_name() != "sqlite":
         # A connection that a restarted database has cut is noticed before it is used.
-        options = {"pool_pre_ping": True, "pool_size": CONNECTIONS}
+        options |= {"pool_pre_ping": True, "pool_size": CONNECTIONS}
     engine = create_async_engine(at, **options)
     if at.get_backend_name() == "sqlite":
+        event.listen(engine.sync_engine, "do_connect", _try_sqlite)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
     return engine
+
+
+def check_url(url: str) -> None:
+    """Raises InvalidInput for a URL that is no database's, MissingExtra for its driver."""
+    _parse(url)
 
 
 def shown_url(url: str) -> str:
@@ -52,18 +91,29 @@ def shown_url(url: str) -> str:
 def _parse(url: str) -> URL:
     try:
         at = make_url(url)
-    except ArgumentError:
+    except (ArgumentError, ValueError):
         raise InvalidInput("ledger.url", "is not a URL of a database", _EXAMPLE) from None
     known = _DRIVERS.get(at.drivername)
     if known is None:
         problem = f"{at.drivername!r} is no database that the ledger knows"
         raise InvalidInput("ledger.url", problem, _EXAMPLE)
-    if at.drivername == "sqlite" and not at.database:
-        raise InvalidInput("ledger.url", "names no file", "write sqlite:///path/ledger.db")
+    if not at.database:
+        raise InvalidInput("ledger.url", "names no file and no database", _EXAMPLE)
     drivername, module, extra = known
     if find_spec(module) is None:
         raise MissingExtra(extra, module)
-    return at.set(drivername=drivername)
+    at = at.set(drivername=drivername)
+    allowed = _OPTIONS["mysql" if extra == "mysql" else at.get_backend_name()]
+    for name in at.query:
+        if name not in allowed:
+            problem, names = f"{name[:40]!r} can't be set in this URL", ", ".join(allowed)
+            raise InvalidInput("ledger.url", problem, f"leave it out; there are {names}")
+    return at.set(query={allowed[name]: value for name, value in at.query.items()})
+
+
+def _try_sqlite(_: object, __: object, place: Any, options: Any) -> None:
+    # aiosqlite's thread outlives a file that can't be opened, and complains when the loop is gone.
+    sqlite3.connect(place[0], uri=bool(options.get("uri"))).close()
 
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
@@ -75,40 +125,115 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     cursor.close()
 
 
+class RowRefused(LedgerRefused):
+    """The database will not have one of these values; others may do."""
+
+
 @contextmanager
 def our_errors() -> Iterator[None]:
     """Turns what a driver raises into ours: LedgerUnavailable for what may pass, LedgerRefused for
-    what the database will say again."""
+    what the database will say again, RowRefused when that is about the values."""
     try:
         yield
     except DBAPIError as error:
-        raise (LedgerUnavailable if may_pass(error) else LedgerRefused)(_words(error)) from error
+        kind: type[SeckillError] = LedgerRefused
+        if _is_about_values(error):
+            kind = RowRefused
+        elif _may_pass(error):
+            kind = LedgerUnavailable
+        raise kind(_words(error, kind)) from error
+    except OverflowError as error:
+        # SQLite's driver, before it asks SQLite.
+        raise RowRefused("a number is too large for its column") from error
     except OSError as error:
         # A driver that could not even connect.
-        raise LedgerUnavailable(str(error) or type(error).__name__) from error
+        said = str(error) or type(error).__name__
+        raise LedgerUnavailable(f"{said}; {_IS_IT_THERE}") from error
 
 
-def may_pass(error: DBAPIError) -> bool:
+# What no waiting mends: codes of PostgreSQL and MySQL and words of SQLite, and what to do.
+_IS_IT_THERE: Final = "does the database run, and is ledger.url right?"
+_REMEDIES: Final = (
+    (
+        {"42P01", "42703", 1054, 1146},
+        ("no such table", "no such column", "has no column"),
+        "bring the tables up to date: seckill ledger migrate",
+    ),
+    ({"28000", "28P01", 1045, 1698}, (), "correct the user and the password of ledger.url"),
+    ({"3D000", 1049}, (), "make the database, or correct its name in ledger.url"),
+    (
+        {"42501", 1044, 1142, 1143, 1227, 1290},
+        ("readonly database",),
+        "give the ledger's user the right to write there",
+    ),
+)
+# The same for what may pass by itself, or by a hand outside of the ledger.
+_PASSING: Final = (
+    ({"53100", 1021, 1114}, ("disk is full",), "free some space on the database's disk"),
+    (set[object](), ("unable to open",), "is there such a folder, and may this user write there?"),
+    ({"53300", 1040}, (), "let the database have more connections"),
+    # Deadlocks and waits for a lock.
+    ({"40001", "40P01", "55P03", 1205, 1213}, ("is locked",), "it will be tried again"),
+)
+
+
+def _code(error: DBAPIError) -> object:
+    """MySQL's number, or PostgreSQL's five characters, of which two tell the kind; else None."""
+    first = error.orig.args[0] if error.orig and error.orig.args else None
+    # MySQL has five characters as well, but many an error shares them.
+    return first if isinstance(first, int) else getattr(error.orig, "sqlstate", None)
+
+
+def _remedy(error: DBAPIError, known: Iterable[tuple[set[Any], tuple[str, ...], str]]) -> str:
+    code, text = _code(error), str(error.orig)
+    for codes, words, remedy in known:
+        if code in codes or any(each in text for each in words):
+            return remedy
+    return ""
+
+
+def _is_about_values(error: DBAPIError) -> bool:
+    code = _code(error)
+    if isinstance(error, (DataError, IntegrityError)):
+        return True
+    if isinstance(code, str):
+        return code[:2] in ("22", "23")
+    # What the driver itself could not write down.
+    return isinstance(getattr(error.orig, "__cause__", None), ValueError)
+
+
+def _may_pass(error: DBAPIError) -> bool:
     """Whether the same statement may do later: the database is away, busy, or had a deadlock."""
     if error.connection_invalidated:
         return True
-    code = str(getattr(error.orig, "sqlstate", "") or getattr(error.orig, "pgcode", "") or "")
-    # PostgreSQL: connection lost, too many of them, rolled back for another, out of something,
-    # shutting down, and an error of its system.
-    if code:
+    code = _code(error)
+    if isinstance(code, str):
+        # The connection was lost, the transaction undone for another's sake, something is used up
+        # or locked, the server is shutting down, or its system failed it.
         return code[:2] in ("08", "40", "53", "55", "57", "58")
-    return isinstance(error, (OperationalError, InterfaceError)) and not _is_lasting(error)
+    if not isinstance(error, (OperationalError, InterfaceError)):
+        return False
+    return not _remedy(error, _REMEDIES)
 
 
-def _is_lasting(error: DBAPIError) -> bool:
-    """OperationalErrors that no waiting mends: a table or column that is missing, a read-only
-    file."""
-    text = str(error.orig)
-    return any(words in text for words in ("no such", "no column", "readonly", "unable to open"))
+def _words(error: DBAPIError, kind: type[SeckillError]) -> str:
+    """What the database said and what to do, without the statement and without any value, which
+    may be personal."""
+    said = str(error.orig)
+    cause = getattr(error.orig, "__cause__", None)
+    if message := getattr(cause, "message", None):
+        said = message  # PostgreSQL's, without its detail, which quotes rows.
+    elif isinstance(_code(error), int) and error.orig is not None:
+        said = str(error.orig.args[-1])
+    said = " ".join(said.rpartition(">: ")[2].split())
+    said = _DRIVERS_VALUE.sub(r"\1", _QUOTED_VALUE.sub(r"\1", said))[:200]
+    if kind is RowRefused:
+        return said
+    remedy = _remedy(error, (*_REMEDIES, *_PASSING))
+    return f"{said}; {remedy or _IS_IT_THERE}" if remedy or kind is LedgerUnavailable else said
 
 
-def _words(error: DBAPIError) -> str:
-    """What the database said, without the statement and its values, which may be personal."""
-    text = " ".join(str(error.orig).split())
-    _, _, said = text.partition(">: ")
-    return (said or text)[:300]
+# MySQL: Incorrect string value: '…' for column …; PostgreSQL: value "…" is out of range, and
+# invalid input syntax for type integer: "…"; asyncpg: … for query argument $9: … (why).
+_QUOTED_VALUE: Final = re.compile(r"""(value|entry|(?<=type )\w+):? ('.*?'(?= for |$)|".*")""")
+_DRIVERS_VALUE: Final = re.compile(r"(query argument \$\d+): .*(?= \()", re.DOTALL)

@@ -141,18 +141,24 @@ class Ledger:
                 problem = "the ledger has it with another content"
                 raise LedgerForked(sale, row["seq"], problem)
 
-    async def seen(self, sale: str, seq: int, *, refusals: str | None = None) -> None:
+    async def seen(self, sale: str, seq: int) -> None:
         """Keeps the highest seq that Redis was seen to have, which says after a loss of Redis how
         much was lost between it and the ledger."""
-        values: dict[str, Any] = {"seen_seq": seq, "seen_at_ms": int(time.time() * 1000)}
-        if refusals is not None:
-            values["refusals"] = refusals
+        values = {"seen_seq": seq, "seen_at_ms": int(time.time() * 1000)}
         with our_errors():
             async with self.engine.begin() as connection:
                 await connection.execute(
                     update(SALES)
                     .where(SALES.c.sale == sale, SALES.c.seen_seq <= seq)
                     .values(values)
+                )
+
+    async def refused(self, sale: str, counts: str) -> None:
+        """Keeps the refusals of a sale, JSON as ``refusals.refusals_json`` makes it."""
+        with our_errors():
+            async with self.engine.begin() as connection:
+                await connection.execute(
+                    update(SALES).where(SALES.c.sale == sale).values(refusals=counts)
                 )
 
     # -- reading ------------------------------------------------------------------------------
@@ -182,7 +188,7 @@ class Ledger:
         )
 
     async def last(self, sale: str) -> tuple[int, int]:
-        """The highest seq there, and its time ms; 0, 0 for none. Lower ones may still be missing."""
+        """The highest seq there, and its time ms; 0, 0 for none. Lower ones may be missing yet."""
         with our_errors():
             async with self.engine.connect() as connection:
                 found = await connection.execute(

@@ -9,7 +9,9 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Column, Connection, MetaData, String, Table, text
+
+from seckill.errors import LedgerUnavailable
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -21,28 +23,47 @@ VERSION_TABLE: Final = "seckill_version"
 # Any number will do, as long as nobody else locks by it; these are the letters "seckill" as bytes.
 _LOCK: Final = int.from_bytes(b"seckill", "big")
 LOCK_SECONDS: Final = 60
+_VERSIONS: Final = Table(
+    VERSION_TABLE, MetaData(), Column("version_num", String(32), primary_key=True)
+)
 
 
 async def upgrade(engine: AsyncEngine) -> None:
-    """Brings the tables to this version; several processes may do so at once."""
+    """Brings the tables to this version; several processes may do so at once.
+
+    Does nothing to tables that a later version has brought further: they serve this one as well.
+    Raises LedgerUnavailable when another process takes too long over it.
+    """
     async with engine.begin() as connection:
         await connection.run_sync(_upgrade)
 
 
 def _upgrade(connection: Connection) -> None:
     from alembic import command
+
+    config = _config()
+    if _is_done(connection, config):
+        return
+    with _alone(connection):
+        # Another process may have done it meanwhile, and further than this one knows.
+        if not _is_done(connection, config):
+            # Alembic would name its key, which MySQL ignores with a warning to whoever looks on.
+            _VERSIONS.create(connection, checkfirst=True)
+            config.attributes["connection"] = connection
+            command.upgrade(config, "head")
+
+
+def _is_done(connection: Connection, config: Config) -> bool:
     from alembic.runtime.migration import MigrationContext
     from alembic.script import ScriptDirectory
 
+    script = ScriptDirectory.from_config(config)
     options = {"version_table": VERSION_TABLE}
-    config = _config()
-    head = ScriptDirectory.from_config(config).get_current_head()
     current = MigrationContext.configure(connection, opts=options).get_current_revision()
-    if current == head:
-        return
-    with _alone(connection):
-        config.attributes["connection"] = connection
-        command.upgrade(config, "head")
+    if current is None or current == script.get_current_head():
+        return current is not None
+    # A revision that is not ours comes from a later version, and migrations only add.
+    return current not in {each.revision for each in script.walk_revisions()}
 
 
 def _config() -> Config:
@@ -68,8 +89,13 @@ def _alone(connection: Connection) -> Iterator[None]:
             yield
         case _:
             name = {"name": VERSION_TABLE, "seconds": LOCK_SECONDS}
-            connection.execute(text("SELECT GET_LOCK(:name, :seconds)"), name)
+            if not connection.scalar(text("SELECT GET_LOCK(:name, :seconds)"), name):
+                raise LedgerUnavailable("another process has been changing its tables for a minute")
             try:
+                # A new view of the tables, after what the other process did.
+                connection.exec_driver_sql("COMMIT")
                 yield
+                # Before anybody else may look.
+                connection.exec_driver_sql("COMMIT")
             finally:
                 connection.execute(text("SELECT RELEASE_LOCK(:name)"), {"name": VERSION_TABLE})

@@ -37,6 +37,11 @@ _SALE_STATES: Final = {
     EventKind.SALE_CLOSED: "closed",
     EventKind.SALE_SETTLED: "settled",
 }
+# As plain text; what a StrEnum takes to become one is a good part of a row.
+_ORDER_TEXTS: Final = {word: str(kind) for word, kind in ORDER_KINDS.items()}
+_SALE_TEXTS: Final = {word: str(kind) for word, kind in SALE_KINDS.items()}
+_STATE_TEXTS: Final = {letter: str(state) for letter, state in STATES.items()}
+_PAID: Final = ("confirmed", "refunded")
 _encode = msgspec.json.encode
 
 
@@ -72,12 +77,12 @@ def raw_of(entry_id: bytes, fields: Iterable[bytes]) -> list[Raw]:
 def event_row(sale: str, raw: Raw) -> dict[str, Any]:
     """A row of seckill_events. Raises LookupError for a kind of a newer version."""
     word, _, body = raw.value.partition("|")
-    kind = (SALE_KINDS if raw.subject == SALE_SUBJECT else ORDER_KINDS)[word]
+    kind = (_SALE_TEXTS if raw.subject == SALE_SUBJECT else _ORDER_TEXTS)[word]
     return {
         "sale": sale,
         "seq": raw.seq,
         "at_ms": raw.at_ms,
-        "kind": str(kind),
+        "kind": kind,
         "subject": raw.subject,
         "body": body,
     }
@@ -109,19 +114,18 @@ def order_row(known: Known, raw: Raw, carts: dict[str, tuple[str, int, int]]) ->
     meaning = carts.get(cart)
     if meaning is None:
         meaning = carts[cart] = _cart(known.sale, cart)
-    state = STATES[head[0]]
-    paid = state in ("confirmed", "refunded")
+    state = _STATE_TEXTS[head[0]]
     return {
         "sale": known.sale.id,
         "id": raw.subject,
         "buyer": buyer,
-        "state": str(state),
+        "state": state,
         "version": int(head[1], 36),
         "items": meaning[0],
         "units": meaning[1],
         "amount_fen": meaning[2],
         "deadline_ms": known.origin_ms + int(head[8:]),
-        "payment": payments.partition(",")[0] if paid else "",
+        "payment": payments.partition(",")[0] if state in _PAID else "",
         "refund": refund.partition(",")[0],
         "held_ms": raw.at_ms if held else 0,
         "changed_ms": raw.at_ms,
@@ -131,8 +135,8 @@ def order_row(known: Known, raw: Raw, carts: dict[str, tuple[str, int, int]]) ->
 
 
 def newest_orders(known: Known, raws: Iterable[Raw]) -> list[dict[str, Any]]:
-    """One row an order, as of its highest version among these events, in the order of their ids: two
-    consumers that write the same orders then never wait for each other in a circle."""
+    """One row an order, as of its highest version among these events, in the order of their ids:
+    two consumers that write the same orders then never wait for each other in a circle."""
     rows: dict[str, dict[str, Any]] = {}
     carts: dict[str, tuple[str, int, int]] = {}
     for raw in raws:

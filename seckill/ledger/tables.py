@@ -13,7 +13,17 @@ from __future__ import annotations
 
 from typing import Final
 
-from sqlalchemy import BigInteger, Column, Index, Integer, MetaData, SmallInteger, String, Table, Text
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Index,
+    Integer,
+    MetaData,
+    SmallInteger,
+    String,
+    Table,
+    Text,
+)
 from sqlalchemy.dialects import mysql
 
 __all__ = ["EVENTS", "ITEMS", "METADATA", "ORDERS", "SALES"]
@@ -22,7 +32,7 @@ METADATA: Final = MetaData()
 
 
 def _id(length: int) -> String:
-    """An id. MySQL would compare it without regard to case, and it is ASCII, so its keys are short."""
+    """An id. MySQL would compare it without regard to case; it is ASCII, so its keys are short."""
     return String(length).with_variant(
         mysql.VARCHAR(length, charset="ascii", collation="ascii_bin"), "mysql", "mariadb"
     )

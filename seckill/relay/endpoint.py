@@ -11,13 +11,14 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from seckill.consumer import Answer
 from seckill.errors import InvalidInput, MissingExtra
 from seckill.webhook import EVENT_HEADER, SIGNATURE_HEADER, sign
 
 if TYPE_CHECKING:
     import aiohttp
 
-__all__ = ["Answer", "Endpoint", "Post"]
+__all__ = ["Endpoint", "Post"]
 
 SECRET_BYTES_MIN: Final = 32
 BODY_BYTES_MAX: Final = 65_536
@@ -67,16 +68,6 @@ class Endpoint(msgspec.Struct, frozen=True, kw_only=True):
         parts = urlsplit(self.url)
         port = "" if parts.port is None else f":{parts.port}"
         return f"{parts.scheme}://{parts.hostname}{port}"
-
-
-class Answer(msgspec.Struct, frozen=True):
-    """What became of one attempt. ``cause`` is a few words for logs and dead letters, never text of
-    the other side. ``gone``: it said that it never wants this event."""
-
-    delivered: bool
-    cause: str = ""
-    retry_after_s: float = 0.0
-    gone: bool = False
 
 
 class Post:
@@ -129,7 +120,7 @@ class Post:
                 await _read_some(response)
                 return _answer(response.status, response.headers.get("Retry-After", ""))
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            return Answer(False, _cause(error, self._endpoint.timeout_s))
+            return Answer(False, _cause(error, self._endpoint.timeout_s), answered=False)
 
 
 async def _read_some(response: aiohttp.ClientResponse) -> None:

@@ -19,7 +19,7 @@ import pytest
 import redis
 
 from seckill.embedded import EmbeddedServer
-from seckill.keys import relay_keys
+from seckill.keys import group_keys
 from tests.cli.conftest import Seckill, run_seckill
 
 SIGNER = "this secret has more than 32 bytes in it"
@@ -97,7 +97,7 @@ def relaying(server: EmbeddedServer, config: Path, cwd: Path) -> Iterator[subpro
 
 
 def until(happened: Callable[[], Any]) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 20
     while not happened():
         assert time.monotonic() < end
         time.sleep(0.01)
@@ -133,7 +133,7 @@ def test_until_sigterm(
         out, err = process.communicate(timeout=20)
     assert (process.returncode, out) == (0, "")
     assert "Traceback" not in err
-    assert re.search(rf"sale {sale}: this relay has it", err)
+    assert re.search(rf"webhook, sale {sale}: this process has it", err)
 
 
 @pytest.mark.slow
@@ -142,10 +142,10 @@ def test_once_beside_a_running_one(
 ) -> None:
     """It waits for as long as a dead relay's lease would last, and then says who is at work."""
     sale = sell(seckill, sale_file)
-    client.set(relay_keys(sale).lease, "mall-1-2345")
+    client.set(group_keys(sale, "webhook").lease, "mall-1-2345")
     beside = seckill("relay", "--once", "--sale", sale, "--config", str(config))
     assert beside.code == 1
-    assert f"sale {sale}: standing by, relay mall-1-2345 has it" in beside.err
+    assert f"webhook, sale {sale}: standing by, process mall-1-2345 has it" in beside.err
     assert f"sale {sale}: another relay has it" in beside.err
     assert hook.events == []
 
@@ -157,7 +157,7 @@ def test_dead_letters(seckill: Seckill, sale_file: SaleFile, hook: Hook, config:
     hook.statuses["sale_created"] = 410
     ran = seckill(*relay)
     assert ran.code == 1
-    assert f"event {sale}:1 is a dead letter after 1 attempts: HTTP 410" in ran.err
+    assert f"webhook, sale {sale}: event 1 is a dead letter after 1 attempts: HTTP 410" in ran.err
 
     listed = seckill("dead", "list", sale)
     assert listed.code == 1
@@ -169,6 +169,8 @@ def test_dead_letters(seckill: Seckill, sale_file: SaleFile, hook: Hook, config:
         (2, "parked", "sale_opened"),
     ]
 
+    others = seckill("dead", "list", sale, "--group", "mall")
+    assert (others.code, others.out) == (0, "no dead letters\n")
     absent = seckill("dead", "retry", sale, "00" + "a" * 22)
     assert (absent.code, absent.err) == (1, f"seckill: {sale}: no dead letters of 00{'a' * 22}\n")
     assert seckill("dead", "drop", sale, "2", "3").code == 1

@@ -10,18 +10,19 @@ from typing import Any
 import pytest
 import redis
 
+from seckill.consumer import journal
+from seckill.consumer.delivery import Delivery
+from seckill.consumer.journal import TAKEN, Entry, Journal, LeaseLost
 from seckill.dead import DeadLetters, Letter, with_letters
 from seckill.engine import Engine
-from seckill.keys import relay_keys, stream_key
+from seckill.errors import UnknownSale
+from seckill.keys import group_keys, shard_keys, stream_key
 from seckill.order import Order
-from seckill.relay import journal
-from seckill.relay.delivery import Delivery
-from seckill.relay.journal import TAKEN, Entry, Journal, LeaseLost
+from seckill.relay import GROUP
 from seckill.sale import Sale
 from tests.conftest import MakeSale
 from tests.integration.receiver import Receiver, endpoint, receiving
 from tests.integration.test_relay import pending, relay_once, relaying, sell, until
-from tests.support import new_sale_id
 
 
 @pytest.fixture
@@ -37,16 +38,16 @@ def refuse(receiver: Receiver, *seqs: int, how: str = "410") -> None:
 
 
 async def letters_of(engine: Engine, sale: Sale) -> list[Letter]:
-    return await with_letters(engine.url, sale.id, lambda dead: dead.letters())
+    return await with_letters(engine.url, sale.id, GROUP, lambda dead: dead.letters())
 
 
 async def retry(engine: Engine, sale: Sale, *subjects: str) -> None:
-    await with_letters(engine.url, sale.id, lambda dead: dead.retry(subjects))
+    await with_letters(engine.url, sale.id, GROUP, lambda dead: dead.retry(subjects))
 
 
 async def drop(engine: Engine, sale: Sale, *seqs: int) -> int:
     letters = [letter for letter in await letters_of(engine, sale) if letter.seq in seqs]
-    return await with_letters(engine.url, sale.id, lambda dead: dead.drop(letters))
+    return await with_letters(engine.url, sale.id, GROUP, lambda dead: dead.drop(letters))
 
 
 async def seqs_of(engine: Engine, sale: Sale, order: Order) -> list[int]:
@@ -82,7 +83,7 @@ async def test_a_dead_letter_parks_what_comes_later(
     await retry(engine, sale, orders[1].id)
     assert (await relay_once(engine, endpoint(receiver), sale)).delivered == 4
     assert receiver.unseen() == {}
-    assert client.exists(*relay_keys(sale.id)) == 0
+    assert client.exists(*group_keys(sale.id, GROUP)) == 0
 
 
 async def test_given_up_after_its_time(
@@ -109,7 +110,7 @@ async def test_retried_beside_the_running_relay(
     (order, *_) = await sell(engine, sale, 2)
     await receiver.expect(engine, sale.id)
     held, paying, _ = await seqs_of(engine, sale, order)
-    keys = relay_keys(sale.id)
+    keys = group_keys(sale.id, GROUP)
     refuse(receiver, held)
     async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=1_000):
         await until(lambda: client.hlen(keys.dead) == 3)
@@ -142,7 +143,7 @@ async def test_a_relay_that_was_killed_while_it_retried(
     refuse(receiver, held, how="500")
     async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
         await until(lambda: receiver.attempts[f"{sale.id}:{held}"] >= 3)
-    assert client.smembers(relay_keys(sale.id).again) == {f"{order.id}{TAKEN}".encode()}
+    assert client.smembers(group_keys(sale.id, GROUP).again) == {f"{order.id}{TAKEN}".encode()}
     refuse(receiver)
     await relay_once(engine, endpoint(receiver), sale)
     assert receiver.unseen() == {}
@@ -170,15 +171,17 @@ async def test_a_wish_that_comes_before_the_letter(
 
     monkeypatch.setattr(Delivery, "_keep", keep_and_ask)
     await relay_once(engine, endpoint(receiver), sale)
-    assert client.hlen(relay_keys(sale.id).dead) == 3
+    assert client.hlen(group_keys(sale.id, GROUP).dead) == 3
 
 
 @pytest.mark.parametrize("early", [False, True])
-async def test_a_wish_beside_one_that_is_being_answered(aclient: Any, early: bool) -> None:
+async def test_a_wish_beside_one_that_is_being_answered(
+    aclient: Any, open_sale: MakeSale, early: bool
+) -> None:
     """Made during the retry, or after it has failed and before that is written, it is another."""
-    sale = new_sale_id()
-    dead, told = DeadLetters(aclient, sale), list[str]()
-    relay = Journal(aclient, sale, b"1", lease_ms=60_000)
+    sale = (await open_sale()).id
+    dead, told = DeadLetters(aclient, sale, GROUP), list[str]()
+    relay = Journal(aclient, sale, GROUP, b"1", lease_ms=60_000)
     relay.on_again = told.extend
     assert await relay.acquire() is None
     await dead.retry(["one", "two"])
@@ -198,33 +201,33 @@ async def test_a_wish_beside_one_that_is_being_answered(aclient: Any, early: boo
     relay.heard("two")
     await relay.write(release=True)
     assert told == []
-    assert await aclient.exists(relay_keys(sale).again) == 0
+    assert await aclient.exists(group_keys(sale, GROUP).again) == 0
 
 
 async def test_a_wish_is_not_struck_off_by_a_repeated_write(
-    aclient: Any, monkeypatch: pytest.MonkeyPatch
+    aclient: Any, open_sale: MakeSale, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A write whose answer was lost is repeated with all that it said."""
-    sale = new_sale_id()
-    dead, told = DeadLetters(aclient, sale), list[str]()
-    relay = Journal(aclient, sale, b"1", lease_ms=60_000)
+    sale = (await open_sale()).id
+    dead, told = DeadLetters(aclient, sale, GROUP), list[str]()
+    relay = Journal(aclient, sale, GROUP, b"1", lease_ms=60_000)
     relay.on_again = told.extend
     assert await relay.acquire() is None
     await dead.retry(["one"])
     await relay.write()
     relay.heard("one")
-    transact, lost = Journal._transact, 0
+    tick, lost = Journal._tick, 0
 
     async def lose(journal: Journal, *args: Any, **options: Any) -> set[str]:
         nonlocal lost
-        again = await transact(journal, *args, **options)
+        again = await tick(journal, *args, **options)
         if lost < 3:
             lost += 1
             await dead.retry(["one"])
             raise ConnectionResetError
         return again
 
-    monkeypatch.setattr(Journal, "_transact", lose)
+    monkeypatch.setattr(Journal, "_tick", lose)
     await relay.write()
     assert (lost, told) == (3, ["one", "one"])
 
@@ -242,7 +245,7 @@ async def test_a_failed_retry_and_another_wish_at_that_moment(
     await receiver.expect(engine, sale.id)
     held, *_ = await seqs_of(engine, sale, order)
     refuse(receiver, held)
-    keys = relay_keys(sale.id)
+    keys = group_keys(sale.id, GROUP)
     await relay_once(engine, endpoint(receiver), sale)
     bury = Journal.bury
 
@@ -269,7 +272,7 @@ async def test_dropped(
     stuck, *_ = await seqs_of(engine, sale, orders[1])
     receiver.behave = lambda body, attempt: {held: "410", stuck: "500"}.get(body["seq"], "204")
     async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
-        await until(lambda: client.hlen(relay_keys(sale.id).dead) == 3)
+        await until(lambda: client.hlen(group_keys(sale.id, GROUP).dead) == 3)
     assert pending(client, sale.id) > 0  # The entry of both held events.
     assert await drop(engine, sale, held) == 1
     assert await drop(engine, sale, held) == 0
@@ -278,7 +281,7 @@ async def test_dropped(
     await relay_once(engine, endpoint(receiver), sale)
     assert receiver.unseen() == {}
     assert f"{sale.id}:{held}" not in receiver.taken
-    assert client.exists(*relay_keys(sale.id)) == 0
+    assert client.exists(*group_keys(sale.id, GROUP)) == 0
 
 
 async def test_dropped_beside_the_running_relay(
@@ -290,19 +293,21 @@ async def test_dropped_beside_the_running_relay(
     seqs = await seqs_of(engine, sale, order)
     refuse(receiver, seqs[0])
     async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=1_000):
-        await until(lambda: client.hlen(relay_keys(sale.id).dead) == 3)
+        await until(lambda: client.hlen(group_keys(sale.id, GROUP).dead) == 3)
         await drop(engine, sale, *seqs)
         receiver.excused.update(seqs)
         await engine.confirm(sale.id, order.id, "wx-again")
         await receiver.expect(engine, sale.id)
         await until(lambda: not receiver.unseen())
-        await until(lambda: not client.exists(relay_keys(sale.id).again))
+        await until(lambda: not client.exists(group_keys(sale.id, GROUP).again))
 
 
-async def test_who_has_lost_the_lease_writes_nothing(aclient: Any, client: redis.Redis) -> None:
-    sale = new_sale_id()
-    keys = relay_keys(sale)
-    late, active = (Journal(aclient, sale, token, lease_ms=60_000) for token in (b"1", b"2"))
+async def test_who_has_lost_the_lease_writes_nothing(
+    aclient: Any, client: redis.Redis, open_sale: MakeSale
+) -> None:
+    sale = (await open_sale()).id
+    keys = group_keys(sale, GROUP)
+    late, active = (Journal(aclient, sale, GROUP, token, lease_ms=60_000) for token in (b"1", b"2"))
     assert await late.acquire() is None
     assert await active.acquire() == b"1"
     assert await late.acquire() is None  # It was its own.
@@ -314,9 +319,23 @@ async def test_who_has_lost_the_lease_writes_nothing(aclient: Any, client: redis
     for release in (False, True):
         with pytest.raises(LeaseLost):
             await late.write(release=release)
-    assert client.keys(f"sk:{{{sale}:0}}:*") == [keys.lease.encode()]
+    assert client.exists(*keys) == client.exists(keys.lease) == 1
     await active.write(release=True)
     assert not client.exists(keys.lease)
+
+
+async def test_nothing_is_written_for_a_sale_that_is_gone(
+    aclient: Any, client: redis.Redis, open_sale: MakeSale
+) -> None:
+    """Its keys were deleted, and whoever deleted them does not look again."""
+    sale = (await open_sale()).id
+    consumer = Journal(aclient, sale, GROUP, b"1", lease_ms=60_000)
+    assert await consumer.acquire() is None
+    client.delete(*shard_keys(sale), *group_keys(sale, GROUP))
+    consumer.done(Entry(b"1-9", 3, 0), 1)
+    with pytest.raises(UnknownSale):
+        await consumer.write()
+    assert client.keys(f"sk:{{{sale}:0}}:*") == []
 
 
 async def test_no_room_for_more(
@@ -335,7 +354,7 @@ async def test_no_room_for_more(
     receiver.behave = lambda body, attempt: (
         "410" if body["order"] and body["order"]["id"] in bad else "204"
     )
-    keys = relay_keys(sale.id)
+    keys = group_keys(sale.id, GROUP)
     async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=1_000) as relay:
         await until(lambda: client.hlen(keys.dead) == 4)
         await until(lambda: len(set(receiver.taken)) >= count - 9)
@@ -371,5 +390,7 @@ async def test_a_damaged_event_stops_its_order_only(
     ]
     assert letters[0].value == "future|x"
     definition = await engine.sale(sale.id)
-    events = await with_letters(engine.url, sale.id, lambda dead: dead.events(definition, letters))
+    events = await with_letters(
+        engine.url, sale.id, GROUP, lambda dead: dead.events(definition, letters)
+    )
     assert [event and event.kind for event in events] == [None, None, "sale_opened"]

@@ -24,23 +24,20 @@ def mariadb() -> Iterator[MariadbServer]:
         yield server
 
 
-@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
-def database_server(request: pytest.FixtureRequest) -> DatabaseServer | None:
-    """The server behind ``database_url``, for tests that restart it; None for SQLite."""
-    if request.param == "sqlite":
-        return None
-    name = {"postgresql": "postgres", "mariadb": "mariadb"}[request.param]
-    server: DatabaseServer = request.getfixturevalue(name)
+@pytest.fixture(params=["postgres", "mariadb"])
+def database_server(request: pytest.FixtureRequest) -> DatabaseServer:
+    """Each of the two servers in turn, for tests that stop it; ``database()`` makes databases."""
+    server: DatabaseServer = request.getfixturevalue(request.param)
     return server
 
 
-@pytest.fixture
-async def database_url(
-    database_server: DatabaseServer | None, tmp_path: Path
-) -> AsyncIterator[str]:
+@pytest.fixture(params=["sqlite", "postgresql", "mariadb"])
+async def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[str]:
     """The URL of an empty database, in the form a user writes, on each of the three in turn."""
-    if database_server is None:
+    if request.param == "sqlite":
         yield f"sqlite:///{tmp_path}/ledger.db"
         return
-    async with database_server.database() as url:
+    name = {"postgresql": "postgres", "mariadb": "mariadb"}[request.param]
+    server: DatabaseServer = request.getfixturevalue(name)
+    async with server.database() as url:
         yield url

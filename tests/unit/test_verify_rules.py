@@ -13,6 +13,7 @@ from unittest.mock import AsyncMock
 import pytest
 from msgspec.structs import asdict, replace
 
+from seckill import replay as replay_module
 from seckill import verify as verify_module
 from seckill.order import Order, State
 from seckill.sale import Item, Sale
@@ -96,9 +97,51 @@ def after(*steps: str, **items: int) -> list[Event]:
     return OPEN + of_order("o1", "li", items or {"mug": 1}, *steps)
 
 
+def rebuilt(
+    events: list[Event],
+    *,
+    seq: int = 1_000_100,
+    last: int = 0,
+    orders: int = 1,
+    seen: int = 0,
+    state: str = "paused",
+) -> list[Event]:
+    """The same, rebuilt after its last event; holds are spared for ten milliseconds."""
+    count = len(events)
+    at_ms = SALE.opens_ms + count
+    spared_ms = at_ms + 11
+    detail = f"{last or count}|{at_ms}|{orders}|{seen or count}|{state}|{spared_ms}"
+    [event] = of_sale(f"sale_rebuilt {detail}")
+    return [*events, replace(event, seq=seq, at_ms=at_ms + 1)]
+
+
+def then(events: list[Event], *more: Event) -> list[Event]:
+    """The same, and what follows a rebuilding, one event a millisecond."""
+    last = events[-1]
+    return events + [
+        replace(event, seq=event.seq or last.seq + i, at_ms=event.at_ms or last.at_ms + i)
+        for i, event in enumerate(more, 1)
+    ]
+
+
 LATE = ("order_expired", "order_confirmed p1")
 HELD, EXPIRED = after(), after("order_expired")
 
+
+CLOSED = OPEN + of_sale("sale_closed")
+[CHANGED] = of_sale("stock_changed k|0|1|4")
+OTHER = of_order("o2", "wu", {"mug": 1}, "order_expired")
+TWO_MUGS = of_order("o2", "wu", {"mug": 2})
+RESUMED = of_sale("sale_resumed")
+PAUSED_AGAIN = of_sale("sale_resumed", "sale_paused")
+# Orders that only Redis knew come in: one that had expired, one that had been released, one that is
+# held. Who had let one order lapse already may have another that had.
+ADMITTED = [
+    *but(of_order("o2", "wu", {"mug": 3}, "order_expired"), version=1)[1:],
+    *but(of_order("o3", "wu", {"mug": 1}, "order_expired"), version=1)[1:],
+    *but(of_order("o4", "he", {"mug": 3}, "order_released"), version=1)[1:],
+    *of_order("o5", "su", {"mug": 2}, "order_paying"),
+]
 
 # Each history breaks the rule by its last event, which is seen from the words of the violation.
 HISTORIES: list[tuple[str, str, list[Event]]] = [
@@ -143,6 +186,21 @@ HISTORIES: list[tuple[str, str, list[Event]]] = [
     ("state", "released → paying by order_paying", after("order_released", "order_paying")),
     ("state", "held → released by order_paying", but(after("order_paying"), state=State.RELEASED)),
     ("deadline", "1 ms early", but(HELD, deadline_ms=SALE.opens_ms + 5) + EXPIRED[3:]),
+    ("deadline", "9 ms early", then(rebuilt(HELD), after("order_expired")[3])),
+    ("seq", "event 1000100 follows event 3", but(rebuilt(HELD), kind=EventKind.SALE_PAUSED)),
+    ("seq", "event 3 follows event 3", rebuilt(HELD, seq=3, seen=2)),
+    ("seq", "rebuilt as of event 2, and event 3 is the last", rebuilt(HELD, last=2)),
+    ("seq", "begins anew at 1000100, and 1000100 was seen", rebuilt(HELD, seen=1_000_100)),
+    ("seq", "follows event 1000100", then(rebuilt(HELD), replace(CHANGED, seq=1_000_102))),
+    ("rebuilt", "with 2 orders, where there were 1", rebuilt(HELD, orders=2)),
+    ("sale state", "'open' was rebuilt as 'closed'", rebuilt(HELD, state="closed")),
+    ("sale state", "sale is closed", then(rebuilt(CLOSED, orders=0, state="closed"), OTHER[0])),
+    ("sale state", "while the sale is paused", then(rebuilt(HELD), *PAUSED_AGAIN, OTHER[0])),
+    ("oversold", "SKU mug: -1 available", then(rebuilt(after(mug=2)), *TWO_MUGS)),
+    ("limit", "li has 3 of SKU mug", then(rebuilt(after(mug=2)), *but(HELD, id="o2")[2:])),
+    ("version", "begins as version 2", then(rebuilt(HELD), OTHER[1])),
+    ("outcome", "never accepted", then(rebuilt(HELD), *RESUMED, OTHER[1])),
+    ("outcome", "never accepted", then(rebuilt(HELD), replace(OTHER[1], kind=EventKind.PAYING))),
     ("settled", "while 1 units", HELD + of_sale("sale_closed", "sale_settled 0:2,1:9")),
     ("settled", "not '0:3,1:9'", OPEN + of_sale("sale_closed", "sale_settled 0:3")),
 ]
@@ -161,6 +219,7 @@ SOUND = [
     *of_order("o7", "su", {"mug": 2}, "order_paying", "order_expired"),
     *of_sale("sale_closed", "sale_settled 0:2,1:4"),
 ]
+SOUND = rebuilt(SOUND, orders=7, state="settled")
 
 
 def redis_after_sound() -> dict[str, Any]:
@@ -202,7 +261,7 @@ ENDS: list[tuple[str, str, Callable[[Replay, dict[str, Any]], Any]]] = [
 # SOUND does, but the replay must go by the definition that the first event published.
 HEADERS: list[tuple[str, str, int, int, Sale]] = [
     ("seq", "the sale at 99", 0, 99, SALE),
-    ("definition", "holds another", 1, len(SOUND), replace(SALE, limit_per_order=1)),
+    ("definition", "holds another", 1, SOUND[-1].seq, replace(SALE, limit_per_order=1)),
 ]
 
 
@@ -245,17 +304,43 @@ async def test_a_header_that_differs_breaks_its_rule_and_no_other(
 ) -> None:
     state = verify_module._State(seq=seq, **redis_after_sound())
     monkeypatch.setattr(verify_module, "_read_state", AsyncMock(return_value=state))
-    engine: Any = SimpleNamespace(sale=AsyncMock(return_value=sale), history=sound_history)
+    calls = SimpleNamespace(client=None, attempt=AsyncMock(return_value=None))
+    engine: Any = SimpleNamespace(
+        sale=AsyncMock(return_value=sale), history=sound_history, _calls=calls
+    )
     assert_only((await verify_module.verify(engine, SALE.id)).violations, at, rule, words)
 
 
+def test_a_rebuilt_sale_goes_on() -> None:
+    """What was held is spared, what only Redis knew comes in, and it sells to the end."""
+    events = then(rebuilt(HELD), *ADMITTED, *RESUMED, CHANGED, *of_order("o6", "ho", {"mug": 1}))
+    ended = then(events, replace(after("order_expired")[3], at_ms=SALE.opens_ms + 14))
+    replay = replayed(ended)
+    assert replay.violations == []
+    assert replay.units["mug"].available == 1
+    assert {name: order.state for name, order in replay.orders.items()} == {
+        "o1": State.EXPIRED,
+        "o2": State.EXPIRED,
+        "o3": State.EXPIRED,
+        "o4": State.RELEASED,
+        "o5": State.PAYING,
+        "o6": State.HELD,
+    }
+    assert {buyer: n for buyer, n in replay.lapsed.items() if n} == {"wu": 2, "li": 1}
+    assert set(replay.owned) == {"li", "wu", "he", "su", "ho"}
+
+
 def test_every_rule_in_the_source_has_a_case() -> None:
-    tree = ast.parse(Path(verify_module.__file__).read_text(encoding="utf-8"))
+    modules = (replay_module, verify_module)
+    trees = [ast.parse(Path(module.__file__).read_text(encoding="utf-8")) for module in modules]
     reports = [
         node.args[1]
+        for tree in trees
         for node in ast.walk(tree)
-        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith("._broken")
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith(".broken")
     ]
     names = [node for report in reports for node in ast.walk(report)]
     rules = {node.value for node in names if isinstance(node, ast.Constant) and node.value != 0}
-    assert rules == {case[0] for case in (*HISTORIES, *ENDS, *HEADERS)}
+    # The last two are broken on a real server, in tests/ledger/test_verify.py.
+    there = {case[0] for case in (*HISTORIES, *ENDS, *HEADERS)}
+    assert rules == there | {"fenced", "ledger"}

@@ -1,4 +1,4 @@
-"""The deliveries of one sale, by the one relay that holds its lease."""
+"""The deliveries of one sale, by the one process that holds its lease."""
 
 from __future__ import annotations
 
@@ -8,14 +8,12 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
+from seckill.consumer.journal import Entry, Journal, LeaseLost
+from seckill.consumer.line import Answer, Job, Line, Office
 from seckill.dead import DeadLetters, Letter
 from seckill.keys import stream_key
-from seckill.relay.endpoint import Answer
-from seckill.relay.journal import GROUP, Entry, Journal, LeaseLost
-from seckill.relay.line import Job, Line, Office
 from seckill.sale import Sale
-from seckill.stream import decode_event, make_group
-from seckill.webhook import event_body, event_id
+from seckill.stream import Event, decode_event
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -25,14 +23,15 @@ __all__ = ["READ_AHEAD", "READ_COUNT", "Delivery"]
 READ_AHEAD: Final = 5_000
 """Events of one sale in memory. Those of up to ``READ_COUNT`` more entries may come on top."""
 READ_COUNT: Final = 20
-# One name, because there is one relay: what a dead one had taken is ours at once.
-CONSUMER: Final = "relay"
+# One name, because a group has one of us: what a dead one had taken is ours at once.
+CONSUMER: Final = "consumer"
+CLAIM_COUNT: Final = 500
 BLOCK_MS: Final = 5_000
 PATIENCE_S: Final = 5.0
 LAST_TRY_S: Final = 0.05
 _DAMAGED: Final = Answer(False, "it is damaged, or of a newer version", gone=True)
 
-_log = logging.getLogger("seckill.relay")
+_log = logging.getLogger("seckill.consumer")
 
 
 class Delivery:
@@ -48,12 +47,13 @@ class Delivery:
         reader: Redis,
     ) -> None:
         self._office = office
+        self._name = f"{office.group}, sale {sale.id}"
         self._sale = sale
         self._origin_ms = origin_ms
         self._journal = journal
         self._client: Any = client
         self._reader: Any = reader
-        self._dead = DeadLetters(client, sale.id)
+        self._dead = DeadLetters(client, sale.id, office.group)
         self._lines: dict[str, Line] = {}
         self._couriers: set[asyncio.Task[None]] = set()
         self._broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -78,7 +78,8 @@ class Delivery:
         Raises LeaseLost, and redis-py's and our own errors when the server goes away. Nothing is
         lost then: what was not ticked off is read again.
         """
-        await self._load()
+        async with self._office.starts:
+            await self._load()
         keeper = asyncio.create_task(self._journal.keep())
         reader = asyncio.create_task(self._read(once=once))
         stopping = asyncio.create_task(self._stopping.wait())
@@ -106,7 +107,7 @@ class Delivery:
     # -- reading ------------------------------------------------------------------------------
 
     async def _load(self) -> None:
-        await make_group(self._client, stream_key(self._sale.id), GROUP)
+        await self._claim()
         self._marks = await self._journal.marks()
         for name, seqs in (await self._dead.index()).items():
             self._lines[name] = Line(name, seqs)
@@ -114,8 +115,21 @@ class Delivery:
         self._journal.on_again = self._resend
         await self._journal.write()  # Which asks for the wishes that are there already.
 
+    async def _claim(self) -> None:
+        """Takes over what others of this group had taken: workers with ``Engine.events``, before
+        they were replaced by this."""
+        group, key = self._office.group, stream_key(self._sale.id)
+        summary: Any = await self._client.xpending(key, group)
+        if all(one["name"] == CONSUMER.encode() for one in summary["consumers"] or ()):
+            return
+        cursor: Any = "0-0"
+        while cursor:
+            words = (key, group, CONSUMER, 0, cursor, "COUNT", CLAIM_COUNT, "JUSTID")
+            cursor, *_ = await self._client.execute_command("XAUTOCLAIM", *words)
+            cursor = None if cursor == b"0-0" else cursor
+
     async def _read(self, *, once: bool) -> None:
-        """What an earlier relay left unacknowledged first, in order, and then what is new."""
+        """What an earlier one left unacknowledged first, in order, and then what is new."""
         cursor = b"0"
         while True:
             while self.undone >= READ_AHEAD:
@@ -123,7 +137,7 @@ class Delivery:
                 await self._room.wait()
             old = cursor != b">"
             block = () if old or once else ("BLOCK", BLOCK_MS)
-            words = ("GROUP", GROUP, CONSUMER, "COUNT", READ_COUNT, *block)
+            words = ("GROUP", self._office.group, CONSUMER, "COUNT", READ_COUNT, *block)
             # Not redis-py's own timeout; see stream.py.
             async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
                 reply = await self._reader.execute_command(
@@ -148,7 +162,7 @@ class Delivery:
         size = len(parts) // 2
         entry = Entry(entry_id, size, self._marks.pop(entry_id, 0))
         if not size:
-            _log.error("sale %s: entry %s was deleted unsent", self._sale.id, entry_id.decode())
+            _log.error("%s: entry %s was deleted unread", self._name, entry_id.decode())
             self._journal.touch(entry)
         for index in range(size):
             seq = int(last) - size + 1 + index
@@ -219,7 +233,7 @@ class Delivery:
 
     async def _deliver(self, line: Line, job: Job) -> None:
         """Tries until the event is delivered, or a letter, or the end has begun."""
-        pace, give_up_s = self._office.pace, self._office.endpoint.give_up_s
+        pace, give_up_s = self._office.pace, self._office.give_up_s
         failures, give_up_at = 0, 0.0
         while not self._stopping.is_set():
             answer = await self._attempt(line, job, new=not failures)
@@ -232,8 +246,8 @@ class Delivery:
             give_up_at = give_up_at or time.monotonic() + give_up_s
             self._office.tally.failed += 1
             level = logging.INFO if failures == 1 else logging.DEBUG
-            what = f"{self._sale.id}:{job.seq}"
-            _log.log(level, "event %s failed, attempt %d: %s", what, failures, answer.cause)
+            said = "%s: event %d failed, attempt %d: %s"
+            _log.log(level, said, self._name, job.seq, failures, answer.cause)
             left_s = give_up_at - time.monotonic()
             if (answer.gone or left_s <= 0) and self._bury(line, job, answer.cause, failures):
                 return
@@ -246,14 +260,11 @@ class Delivery:
     async def _attempt(self, line: Line, job: Job, *, new: bool) -> Answer | None:
         """The answer; None when nothing may be sent any more."""
         try:
-            event = decode_event(
-                self._sale, self._origin_ms, job.at_ms, job.seq, line.name, job.value
-            )
-            name, body = event_id(event), event_body(self._sale, event)
+            event = self._decode(line, job)
         except (LookupError, ValueError):
             return _DAMAGED
         turns = self._office.turns
-        await turns.take(new=new)
+        await turns.take(self._sale.id, new=new)
         if not self._journal.held:
             self._break(LeaseLost("Redis was away"))
         if self._broken.done() or self._stopping.is_set():
@@ -261,18 +272,21 @@ class Delivery:
             return None
         line.sending = True
         try:
-            answer = await self._office.post.send(name, body)
+            answer = await self._office.attempt(self._sale, event)
         except BaseException:
             turns.skip(new=new)
             raise
         finally:
             line.sending = False
-        answered = answer.cause.startswith("HTTP ")
-        turns.give((self._sale.id, line.name), answer.cause, new=new, answered=answered)
+        subject = (self._sale.id, line.name)
+        turns.give(subject, answer.cause, new=new, answered=answer.answered)
         return answer
 
+    def _decode(self, line: Line, job: Job) -> Event:
+        return decode_event(self._sale, self._origin_ms, job.at_ms, job.seq, line.name, job.value)
+
     def _break(self, error: Exception) -> None:
-        """Ends this delivery; the relay takes the sale up anew."""
+        """Ends this delivery; the consumer takes the sale up anew."""
         if not self._broken.done():
             self._broken.set_exception(error)
 
@@ -298,8 +312,8 @@ class Delivery:
         if not self._keep(line, job, cause=cause, attempts=attempts):
             return False
         self._office.tally.dead += 1
-        what = f"{self._sale.id}:{job.seq}"
-        _log.error("event %s is a dead letter after %d attempts: %s", what, attempts, cause)
+        said = "%s: event %d is a dead letter after %d attempts: %s"
+        _log.error(said, self._name, job.seq, attempts, cause)
         return True
 
     def _keep(
@@ -315,8 +329,7 @@ class Delivery:
         if not self._journal.has_room:
             if not self._said_full:
                 _log.error(
-                    "sale %s: no room for another dead letter; events are tried on instead",
-                    self._sale.id,
+                    "%s: no room for another dead letter; events are tried on instead", self._name
                 )
             self._said_full = True
             return False

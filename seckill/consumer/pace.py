@@ -1,4 +1,8 @@
-"""When to send: how long an event waits between attempts, and whose turn it is."""
+"""When to try: how long an event waits between attempts, and whose turn it is.
+
+What takes the events is called the endpoint here, be it an HTTP server or a function that writes to
+a database.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +22,7 @@ TROUBLED_MIN: Final = 5
 OLD_PART: Final = 4
 """While new events wait, retries get one turn in so many, and one place in so many."""
 
-_log = logging.getLogger("seckill.relay")
+_log = logging.getLogger("seckill.consumer")
 
 
 class Pace(msgspec.Struct, frozen=True):
@@ -39,8 +43,41 @@ class Pace(msgspec.Struct, frozen=True):
         return max(longest * random.uniform(0.5, 1.0), asked * random.uniform(1.0, 1.1))
 
 
+class _Waiting:
+    """Who waits for a turn, by sale: the sales go round, so that the few events of tonight's sale
+    do not wait behind thousands that are left of another one."""
+
+    def __init__(self) -> None:
+        self._by_sale: dict[str, deque[asyncio.Future[None]]] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._by_sale)
+
+    def add(self, sale: str, waiter: asyncio.Future[None]) -> None:
+        self._by_sale.setdefault(sale, deque()).append(waiter)
+
+    def remove(self, sale: str, waiter: asyncio.Future[None]) -> None:
+        """Takes a waiter out, if it is still here."""
+        line = self._by_sale.get(sale)
+        if line is not None and waiter in line:
+            line.remove(waiter)
+            if not line:
+                del self._by_sale[sale]
+
+    def next(self, *, by_lot: bool) -> asyncio.Future[None]:
+        """The one whose turn it is, or anyone of anywhere."""
+        sale = random.choice(list(self._by_sale)) if by_lot else next(iter(self._by_sale))
+        line = self._by_sale.pop(sale)
+        if by_lot:
+            line.rotate(-random.randrange(len(line)))
+        waiter = line.popleft()
+        if line:
+            self._by_sale[sale] = line  # Behind all others.
+        return waiter
+
+
 class Turns:
-    """At most ``in_flight`` attempts at once, over all sales.
+    """At most ``in_flight`` attempts at once, over all sales. ``name`` is for the log.
 
     When several orders have failed and nothing has succeeded since, the endpoint is down. Then it
     is asked once in a while, by one event at a time, until it answers 2xx. That event is drawn by
@@ -49,14 +86,15 @@ class Turns:
     that they don't wait for ever; only a part of the places, because they may hang.
     """
 
-    def __init__(self, in_flight: int, pace: Pace) -> None:
+    def __init__(self, in_flight: int, pace: Pace, name: str = "") -> None:
+        self._name = name
         self._in_flight = in_flight
         self._pace = pace
         self._busy = 0
         self._busy_old = 0
         self._before_old = OLD_PART - 1
-        self._new: deque[asyncio.Future[None]] = deque()
-        self._old: deque[asyncio.Future[None]] = deque()
+        self._new = _Waiting()
+        self._old = _Waiting()
         self._troubled: set[Hashable] = set()
         self._probe_wait_s = min(pace.first_s, pace.probe_s)
         self._next_at = 0.0
@@ -72,20 +110,20 @@ class Turns:
         """Whether the endpoint seems to take nothing at all."""
         return len(self._troubled) >= TROUBLED_MIN
 
-    async def take(self, *, new: bool) -> None:
+    async def take(self, sale: str = "", *, new: bool) -> None:
         """Waits for a turn: of an event that was never sent, or of a retry. Each is given back with
         ``give`` or ``skip``, as it was taken."""
         waiter = asyncio.get_running_loop().create_future()
         line = self._new if new else self._old
-        line.append(waiter)
+        line.add(sale, waiter)
         self._admit()
         try:
             await waiter
         except asyncio.CancelledError:
             if waiter.done() and not waiter.cancelled():
                 self.skip(new=new)
-            elif waiter in line:
-                line.remove(waiter)
+            else:
+                line.remove(sale, waiter)
             raise
 
     def skip(self, *, new: bool) -> None:
@@ -104,12 +142,13 @@ class Turns:
             self._troubled.clear()
             self._probe_wait_s = min(self._pace.first_s, self._pace.probe_s)
             if was_down:
-                _log.warning("the endpoint answers again")
+                _log.warning("%s: events are taken again", self._name)
         elif was_down or len(self._troubled) < TROUBLED_MIN:
             self._troubled.add(subject)
             if self.down:
                 if not was_down:
-                    _log.warning("the endpoint is down (%s); it is asked now and then", cause)
+                    said = "%s: nothing is taken (%s); one event is tried now and then"
+                    _log.warning(said, self._name, cause)
                 self._wait(answered=answered)
         self._admit()
 
@@ -137,7 +176,7 @@ class Turns:
                     self._timer = loop.call_later(wait_s, self._ring)
                 return
             old = self._is_old_next()
-            waiter = self._pick(self._old if old else self._new)
+            waiter = (self._old if old else self._new).next(by_lot=self.down)
             if not waiter.done():
                 self._busy += 1
                 self._busy_old += old
@@ -148,11 +187,6 @@ class Turns:
         if not (self._new and self._old):
             return bool(self._old)
         return self._before_old == 0 and self._busy_old < max(1, self._in_flight // OLD_PART)
-
-    def _pick(self, line: deque[asyncio.Future[None]]) -> asyncio.Future[None]:
-        if self.down:
-            line.rotate(-random.randrange(len(line)))
-        return line.popleft()
 
     def _ring(self) -> None:
         self._timer = None

@@ -1,0 +1,122 @@
+"""``seckill ledger``: keeping the SQL ledger, and looking at how far it is."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from seckill.cli.command import DataDir, Json, LedgerUrl, RedisUrl, on_engine, open_ledger
+from seckill.cli.daemon import Config, Once, Sales, read_settings, target_of, until_signal
+from seckill.cli.output import Output, new_table
+from seckill.engine import Engine
+
+if TYPE_CHECKING:
+    from seckill.ledger.run import Written
+    from seckill.server.settings import Settings
+
+__all__ = ["app"]
+
+app = typer.Typer(no_args_is_help=True)
+
+_log = logging.getLogger("seckill.ledger")
+
+
+@app.command("run")
+def run(
+    config: Config = None,
+    sale: Sales = None,
+    once: Once = False,
+    ledger: LedgerUrl = None,
+    redis: RedisUrl = None,
+    embedded: DataDir = None,
+) -> None:
+    """Write every event and order into the ledger, until Ctrl-C. Several may share the work."""
+    from seckill.server import log
+
+    given: dict[str, tuple[str, Any]] = {
+        "redis.url": ("--redis", redis),
+        "redis.data": ("--embedded", embedded and str(embedded)),
+        "ledger.url": ("--ledger", ledger),
+    }
+    settings = read_settings(config, given)
+    # Refused before anything is connected to.
+    open_ledger(settings.ledger.url)
+    log.configure(settings.log)
+    engine = target_of(settings).engine(sweep_ms=0)
+    written = asyncio.run(_keep(engine, settings, tuple(sale or ()), once=once))
+    if once and (written.left or written.dead or written.forked):
+        raise typer.Exit(1)
+
+
+@app.command("migrate")
+def migrate(ledger: LedgerUrl = None, json: Json = False) -> None:
+    """Make the ledger's tables, or bring them up to date; `ledger run` does so by itself, if its
+    user may."""
+    url = open_ledger(ledger)
+
+    async def main() -> None:
+        async with url:
+            Output(json=json).answer({"ok": True}, "✓ the ledger's tables are up to date")
+
+    asyncio.run(main())
+
+
+@app.command("status")
+@on_engine
+async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
+    """Show how far the ledger is with each sale; the exit code is 1 when it is behind."""
+    async with open_ledger(ledger) as book:
+        here = await engine.sales()
+        known = {row["sale"]: row for row in await book.sales()}
+        rows = []
+        for sale in sorted({*here, *known}):
+            seq = (await engine.snapshot(sale)).seq if sale in here else None
+            last, _ = await book.last(sale)
+            events, orders = await book.counts(sale)
+            state = known[sale]["state"] if sale in known else "unknown"
+            rows.append(
+                {
+                    "sale": sale,
+                    "state": state,
+                    "seq": seq,
+                    "ledger_seq": last,
+                    "events": events,
+                    "orders": orders,
+                }
+            )
+    table = new_table("sale", "state", ">Redis is at", ">ledger is at", ">events", ">orders")
+    for row in rows:
+        at = "removed" if row["seq"] is None else f"{row['seq']:,}"
+        numbers = (f"{row[name]:,}" for name in ("ledger_seq", "events", "orders"))
+        table.add_row(row["sale"], row["state"], at, *numbers)
+    out.answer(rows, table if rows else "no sales")
+    return int(any(row["seq"] is not None and row["seq"] > row["ledger_seq"] for row in rows))
+
+
+async def _keep(
+    engine: Engine, settings: Settings, sales: tuple[str, ...], *, once: bool
+) -> Written:
+    from seckill.ledger.keep import Keeper
+
+    options = settings.ledger
+    async with engine:
+        keeper = Keeper(
+            engine,
+            options.url,
+            keep_events_s=options.keep_events_s,
+            keep_sales_days=options.keep_sales_days,
+            retention_days=options.retention_days,
+            sales=sales,
+            once=once,
+        )
+        until_signal(keeper.stop)
+        _log.info("events of %s go to the ledger", ", ".join(sales) or "all sales")
+        written = await keeper.run()
+        _log.info(
+            "wrote %d events, new dead letters %d, left %d",
+            *(written.events, written.dead, written.left),
+        )
+        return written

@@ -1,0 +1,97 @@
+"""``seckill rebuild``: brings a sale back that Redis has lost, from the ledger."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Final
+
+import msgspec
+import typer
+
+from seckill.cli.command import LedgerUrl, SaleId, on_engine, open_ledger
+from seckill.cli.output import Output, complain, countdown, moment, warn
+from seckill.engine import Engine
+
+if TYPE_CHECKING:
+    from seckill.ledger.rebuild import Rebuilt
+
+__all__ = ["rebuild"]
+
+UNKNOWN_ORDERS: Final = 3
+
+
+@on_engine
+async def rebuild(
+    engine: Engine,
+    out: Output,
+    sale: SaleId,
+    admit: Annotated[
+        bool,
+        typer.Option(
+            "--admit",
+            help="Take in orders that only Redis knows, as long as stock and limits last.",
+        ),
+    ] = False,
+    ledger: LedgerUrl = None,
+) -> int:
+    """Bring a sale back that Redis has lost, or lost a part of, from the ledger. It is paused then:
+    look at it, and let it go on with `seckill sale resume`.
+
+    Exit code: 0 rebuilt, or nothing was wrong; 1 it failed and can be repeated; 3 Redis has orders
+    that the ledger does not know, and nothing was changed: see --admit.
+    """
+    async with open_ledger(ledger) as book:
+        # Only this command needs it, and it brings the database's driver.
+        from seckill.ledger.rebuild import rebuild as run
+
+        done = await run(engine, book, sale, admit=admit)
+    data = msgspec.structs.asdict(done) | {"lost_events": done.lost_events}
+    if done.unknown:
+        if out.json:
+            out.answer(data)
+        return complain(_refusal(done), code=UNKNOWN_ORDERS)
+    if not done.done:
+        out.answer(data, f"sale {sale}: Redis has all that the ledger has; nothing to rebuild")
+        return 0
+    out.answer(data, _told(done))
+    if done.holes and not out.json:
+        warn(f"{done.holes:,} events before the ledger's last are missing there: seckill reconcile")
+    return 0
+
+
+def _refusal(done: Rebuilt) -> str:
+    more = done.unknown_count - len(done.unknown)
+    names = ", ".join(done.unknown) + (f" and {more:,} more" if more else "")
+    return (
+        f"Redis has {done.unknown_count:,} orders of sale {done.sale} that the ledger does not"
+        f" know, or does not know as paid: {names}; nothing was changed. --admit takes them in as"
+        " long as stock and limits last"
+    )
+
+
+def _told(done: Rebuilt) -> str:
+    ago = countdown(done.last_ms, done.at_ms)
+    lines = [
+        f"✓ sale {done.sale} was rebuilt: {done.orders:,} orders of the ledger; it is {done.state}",
+        f"  what had happened: {done.reason}",
+        f"  the ledger ends at event {done.last_seq:,} of {moment(done.last_ms)}, {ago}",
+    ]
+    if done.seen_at_ms:
+        seen = f"event {done.seen_seq:,} at {moment(done.seen_at_ms)}"
+        lines.append(f"  Redis was last seen with {seen}")
+    lines.append(
+        f"  lost: {done.lost_events:,} events at least, and what came after Redis was last seen"
+        if done.lost_events
+        else "  lost: nothing that anybody saw, but perhaps what came after Redis was last seen"
+    )
+    if done.admitted:
+        taken = f"{done.admitted:,} orders that only Redis knew were taken in"
+        lines.append(f"  {taken}, {done.expired:,} of them as expired: no unit was left for these")
+    if done.spared_ms > done.at_ms:
+        lines.append(f"  no hold lapses before {moment(done.spared_ms)}")
+    lines.append(
+        f"  consumer groups on the new stream: {', '.join(done.groups)}; others begin with it when"
+        " they come, and have missed what they had not read"
+    )
+    if done.state == "paused":
+        lines.append(f"  next: seckill verify {done.sale}, then seckill sale resume {done.sale}")
+    return "\n".join(lines)

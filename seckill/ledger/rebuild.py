@@ -1,0 +1,462 @@
+"""Brings a sale back into a Redis that has lost it, or a part of it, from what the ledger has.
+
+    fence        whatever is left of the sale takes no call any more (lua/fence.lua)
+    claim        the ledger expects another ``made`` from now on: see below
+    load         orders, buyers and queues go under keys beside the sale's (lua/rebuild_load.lua)
+    admit        orders that only Redis knew are found, and taken in if that is wanted
+    found        header, stock and the event ``sale_rebuilt`` (lua/rebuild_found.lua)
+    swap         in one step it takes the fenced sale's place, paused (lua/rebuild.lua)
+
+A rebuild that was cut off anywhere leaves the sale fenced, and is simply begun anew. The ledger is
+told of the new ``made`` before the swap: were it the other way round, a sale would be in Redis that
+the ledger takes for a wrong one. And a second rebuild at the same time makes the first one fail.
+
+What an order's last record leaves behind in the stock and with its buyer:
+
+    held, paying     held           the buyer has the units
+    confirmed        confirmed      the buyer has the units
+    refunded         available, or out of the total; the buyer has them unless the limit came back
+    released         available
+    expired          available      one lapse of the buyer
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from typing import Any, Final
+
+import msgspec
+from sqlalchemy import select, update
+
+from seckill.engine import CLOCK_JUMP_MS, Engine
+from seckill.errors import InvalidInput, LedgerUnavailable, SeckillError
+from seckill.keys import NAMES, SALES, shard_keys
+from seckill.ledger import strangers
+from seckill.ledger.database import our_errors
+from seckill.ledger.fence import fence
+from seckill.ledger.ledger import Ledger
+from seckill.ledger.rows import Known
+from seckill.ledger.tables import EVENTS, ORDERS
+from seckill.ledger.tables import SALES as SALE_ROWS
+from seckill.order import read_cart
+from seckill.status import Status
+from seckill.stream import EventKind
+
+__all__ = ["GROUP", "Purses", "Rebuilt", "rebuild"]
+
+GROUP: Final = "ledger"
+SEQ_GAP: Final = 1_000_000
+"""How far the new events are past all that anybody has seen. Events of the last moment may have
+gone out, with their seq as idempotency keys, and been lost in Redis before anybody counted them."""
+PART: Final = 1_000
+READ: Final = 10_000
+UNKNOWN_SHOWN: Final = 20
+
+
+class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
+    """What a rebuild has done.
+
+    ``done`` is False where it has changed nothing: nothing was wrong with the sale, or Redis has
+    ``unknown`` orders (at most 20 of them, ``unknown_count`` in all) that the ledger does not know.
+    ``admitted`` of them were taken in, of which ``expired`` found no unit or were over a limit.
+
+    The ledger ends at event ``last_seq`` of ``last_ms``; Redis was last seen at ``seen_seq``, at
+    ``seen_at_ms`` of the ledger's own clock. So at least ``lost_events`` are lost, and an unknown
+    number of later ones; ``holes`` events before the last are missing in the ledger as well.
+    """
+
+    sale: str
+    done: bool
+    reason: str = ""
+    state: str = ""
+    seq: int = 0
+    orders: int = 0
+    last_seq: int = 0
+    last_ms: int = 0
+    seen_seq: int = 0
+    seen_at_ms: int = 0
+    at_ms: int = 0
+    spared_ms: int = 0
+    holes: int = 0
+    groups: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
+    unknown_count: int = 0
+    admitted: int = 0
+    expired: int = 0
+
+    @property
+    def lost_events(self) -> int:
+        """How many events are lost at least."""
+        return max(0, self.seen_seq - self.last_seq)
+
+
+class _Extent(msgspec.Struct, frozen=True):
+    """How much the ledger has of a sale, and who rebuilds it."""
+
+    made: str
+    last_seq: int
+    last_ms: int
+    events: int
+
+
+async def rebuild(engine: Engine, ledger: Ledger, sale: str, *, admit: bool = False) -> Rebuilt:
+    """Rebuilds one sale; it is paused then, unless it was over. See ``Rebuilt`` for what it says.
+
+    ``admit`` takes in orders that only Redis knows, as long as stock and limits last. Stop the
+    ledger's runners or not: what they write meanwhile makes this fail, never go wrong. Raises
+    UnknownSale, InvalidInput, LedgerUnavailable, and whatever a call to Redis raises.
+    """
+    known, row = await ledger.known(sale), await ledger.sale(sale)
+    if row["removed_at_ms"]:
+        remedy = "read its orders in the ledger"
+        raise InvalidInput("sale", f"{sale!r} was over and was removed from Redis", remedy)
+    made: bytes | None = await engine._calls.attempt(
+        lambda: engine._calls.client.hget(shard_keys(sale)[0], "made")
+    )
+    found = await fence(engine, ledger, sale, made)
+    if found is None:
+        return Rebuilt(sale=sale, done=False)
+    return await _Rebuild(engine, ledger, known, found.reason).run(admit=admit)
+
+
+class Purses:
+    """What the orders leave behind, see above. ``add`` takes each order once, in any order."""
+
+    def __init__(self) -> None:
+        self.orders = 0
+        self.units: dict[str, defaultdict[int, int]] = {
+            name: defaultdict(int) for name in ("held", "confirmed", "gone")
+        }
+        self._texts: dict[str, str] = {}
+        self._several: dict[str, tuple[defaultdict[int, int], list[int]]] = {}
+        self._queues: dict[str, list[tuple[int, str]]] = {"h": [], "p": []}
+        self._carts: dict[str, dict[int, int]] = {}
+
+    def add(self, order: str, record: str) -> None:
+        """One order by its record, see lua/lib/record.lua. Raises LookupError or ValueError for a
+        damaged one."""
+        head, cart, buyer, *more = record.split("|")
+        state = head[0]
+        units = self._carts.get(cart)
+        if units is None:
+            units = self._carts[cart] = read_cart(cart)
+        owns, lapses = True, 0
+        if state in "hp":
+            self._queues[state].append((int(head[8:]), order))
+            self._count("held", units)
+        elif state == "c":
+            self._count("confirmed", units)
+        elif state == "f":
+            _, returned, limit = more[1].rsplit(",", 2)
+            owns = limit != "1"
+            if returned != "1":
+                self._count("gone", units)
+        else:
+            owns, lapses = False, int(state == "x")
+        self.orders += 1
+        self._give(buyer, cart if owns else "", units if owns else {}, lapses)
+
+    def _count(self, name: str, units: dict[int, int]) -> None:
+        counts = self.units[name]
+        for index, count in units.items():
+            counts[index] += count
+
+    def _give(self, buyer: str, cart: str, units: dict[int, int], lapses: int) -> None:
+        # Most buyers have one order, and then the text of its cart is that of their purse.
+        first = self._texts.get(buyer)
+        if first is None:
+            self._texts[buyer] = f"{cart}!{lapses}" if lapses else cart
+            return
+        several = self._several.get(buyer)
+        if several is None:
+            body, _, lapsed = first.partition("!")
+            several = (defaultdict(int, read_cart(body)), [int(lapsed or 0)])
+            self._several[buyer] = several
+        for index, count in units.items():
+            several[0][index] += count
+        several[1][0] += lapses
+
+    def buyers(self) -> Iterator[tuple[str, str]]:
+        """Each buyer and what the buyers hash holds of him, see lua/lib/units.lua."""
+        for buyer, text in self._texts.items():
+            several = self._several.get(buyer)
+            if several is not None:
+                counts, (lapses,) = several
+                lines = [
+                    str(index) if counts[index] == 1 else f"{index}:{counts[index]}"
+                    for index in sorted(counts)
+                ]
+                text = ",".join(lines) + (f"!{lapses}" if lapses else "")
+            yield buyer, text
+
+    def queue(self, state: str) -> list[str]:
+        """The ids of the held ("h") or paying ("p") orders, by their deadlines."""
+        return [order for _, order in sorted(self._queues[state])]
+
+    def longest_ms(self) -> int:
+        """The last deadline of all, as records have it; 0 where nothing is held."""
+        return max((ms for queue in self._queues.values() for ms, _ in queue), default=0)
+
+
+class _Rebuild:
+    """One attempt. ``run`` is called once."""
+
+    def __init__(self, engine: Engine, ledger: Ledger, known: Known, reason: str) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._known = known
+        self._reason = reason
+        self._sale = known.sale.id
+        self._real = shard_keys(self._sale)
+        # Beside the sale's own, under the same hash tag.
+        self._built = tuple(
+            key.removesuffix(name) + f"rebuild-{name}"
+            for key, name in zip(self._real, NAMES, strict=True)
+        )
+        self._token = secrets.token_hex(8)
+        self._purses = Purses()
+
+    async def run(self, *, admit: bool) -> Rebuilt:
+        made = f"{self._token}:{await self._engine.now_ms()}"
+        await self._claim(made)
+        # Read after that: whoever writes to the ledger checks whose sale it is in the same step.
+        row, extent = await self._ledger.sale(self._sale), await self._extent()
+        seen_seq = max(extent.last_seq, row["seen_seq"])
+        done = Rebuilt(
+            sale=self._sale,
+            done=False,
+            reason=self._reason,
+            last_seq=extent.last_seq,
+            last_ms=extent.last_ms,
+            seen_seq=seen_seq,
+            seen_at_ms=row["seen_at_ms"],
+        )
+        await self._load()
+        others = await strangers.find(self._engine, self._real, self._built)
+        if others and not admit:
+            await self._unlink()
+            shown = tuple(sorted(other.id for other in others)[:UNKNOWN_SHOWN])
+            return msgspec.structs.replace(done, unknown=shown, unknown_count=len(others))
+        holes = await self._holes(extent)
+        state = _state_after(row["state"], sells=any(other.wants for other in others))
+        at_ms, spared_ms = await self._found(made, state, done)
+        admitted = strangers.Admitted(0, 0)
+        if others:
+            origin = (self._known.sale, self._real, self._built)
+            admitted = await strangers.admit(self._engine, origin, self._token, others)
+        now = await self._extent()
+        if now.made != made:
+            raise Overtaken(self._sale, "another rebuild of it has begun")
+        if now != extent:
+            await self._unlink()
+            problem = "the ledger was written to meanwhile; run this again"
+            raise LedgerUnavailable(f"sale {self._sale!r} was not rebuilt: {problem}")
+        _, seq, groups = await self._run("rebuild", (*self._real, *self._built), GROUP)
+        client = self._engine._calls.client
+        await self._engine._calls.attempt(lambda: client.sadd(SALES, self._sale))
+        return msgspec.structs.replace(
+            done,
+            done=True,
+            state=state,
+            seq=seq,
+            orders=self._purses.orders,
+            at_ms=at_ms,
+            spared_ms=spared_ms,
+            holes=holes,
+            groups=tuple(sorted(group.decode() for group in groups)),
+            unknown_count=len(others),
+            admitted=admitted.orders,
+            expired=admitted.expired,
+        )
+
+    async def _run(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
+        reply = await self._engine._calls.run(verb, keys, self._token, *args)
+        status = Status(reply[0])
+        if status is Status.CONFLICT:
+            raise Overtaken(self._sale, "another rebuild of it has begun")
+        if status is not Status.DONE:
+            raise Overtaken(self._sale, f"{verb} was answered with {status.name}")
+        return reply
+
+    async def _unlink(self) -> None:
+        client = self._engine._calls.client
+        await self._engine._calls.attempt(lambda: client.unlink(*self._built))
+
+    # -- the ledger ---------------------------------------------------------------------------
+
+    async def _claim(self, made: str) -> None:
+        with our_errors():
+            async with self._ledger.engine.begin() as connection:
+                row = update(SALE_ROWS).where(SALE_ROWS.c.sale == self._sale)
+                await connection.execute(row.values(made=made))
+
+    async def _extent(self) -> _Extent:
+        last_seq, last_ms = await self._ledger.last(self._sale)
+        events, _ = await self._ledger.counts(self._sale)
+        made = (await self._ledger.sale(self._sale))["made"]
+        return _Extent(made, last_seq, last_ms, events)
+
+    async def _bodies(self, kind: EventKind) -> list[tuple[int, str]]:
+        """Seq and detail of all events of one kind, in order."""
+        query = (
+            select(EVENTS.c.seq, EVENTS.c.body)
+            .where(EVENTS.c.sale == self._sale, EVENTS.c.kind == str(kind))
+            .order_by(EVENTS.c.seq)
+        )
+        with our_errors():
+            async with self._ledger.engine.connect() as connection:
+                return [(row[0], row[1]) for row in await connection.execute(query)]
+
+    async def _holes(self, extent: _Extent) -> int:
+        """How many events before the last one the ledger does not have. Those that an earlier
+        rebuild has left out were never there."""
+        gaps = 0
+        for seq, detail in await self._bodies(EventKind.SALE_REBUILT):
+            gaps += seq - int(detail.partition("|")[0]) - 1
+        return extent.last_seq - gaps - extent.events
+
+    # -- Redis --------------------------------------------------------------------------------
+
+    async def _load(self) -> None:
+        """Everything but the header and the stock, part by part: no call holds the server up. While
+        it takes one part, the next is being made, and the database looks for more."""
+        purses, parts = self._purses, _Parts(self._put)
+        try:
+            pairs: list[str] = []
+            async for rows in _ahead(self._orders()):
+                for order, record in rows:
+                    purses.add(order, record)
+                    pairs += (order, record)
+                    if len(pairs) == 2 * PART:
+                        await parts.send([pairs, [], [], []])
+                        pairs = []
+            # Also when it is empty: the first part clears what an earlier attempt has left.
+            await parts.send([pairs, [], [], []])
+            buyers = [text for pair in purses.buyers() for text in pair]
+            holds, paying = purses.queue("h"), purses.queue("p")
+            for at in range(0, max(len(buyers) // 2, len(holds), len(paying)), PART):
+                upto = at + PART
+                part = [[], buyers[2 * at : 2 * upto], holds[at:upto], paying[at:upto]]
+                await parts.send(part)
+            await parts.flush()
+        finally:
+            await parts.stop()
+
+    async def _put(self, number: int, part: list[list[str]]) -> None:
+        await self._run("rebuild_load", self._built, number, msgspec.msgpack.encode(part))
+
+    async def _orders(self) -> AsyncIterator[Sequence[Any]]:
+        """Id and record of every order in the ledger."""
+        after = ""
+        while True:
+            query = (
+                select(ORDERS.c.id, ORDERS.c.record)
+                .where(ORDERS.c.sale == self._sale, ORDERS.c.id > after)
+                .order_by(ORDERS.c.id)
+                .limit(READ)
+            )
+            with our_errors():
+                async with self._ledger.engine.connect() as connection:
+                    rows = (await connection.execute(query)).all()
+            yield rows
+            if len(rows) < READ:
+                return
+            after = rows[-1][0]
+
+    async def _found(self, made: str, state: str, done: Rebuilt) -> tuple[int, int]:
+        """Header, stock and event; the sale's time and until when holds are spared."""
+        sale, origin_ms, purses = self._known.sale, self._known.origin_ms, self._purses
+        header: list[Any] = ["made", made, "server", (await self._server())]
+        for name, value in (
+            ("definition_id", sale.definition_id),
+            ("definition", sale.definition().decode()),
+            ("origin_ms", origin_ms),
+            ("opens_ms", sale.opens_ms),
+            ("ends_ms", sale.ends_ms),
+            ("hold_ms", sale.hold_ms),
+            ("pay_ms", sale.pay_ms),
+            ("limit_per_order", sale.limit_per_order),
+            ("limit_per_buyer", sale.limit_per_buyer),
+            ("max_lapsed", sale.max_lapsed),
+            ("clock_jump_ms", CLOCK_JUMP_MS),
+        ):
+            header += (name, value)
+        totals = [item.total for item in sale.items]
+        for _, detail in await self._bodies(EventKind.STOCK_CHANGED):
+            key, place, units, _ = detail.rsplit("|", 3)
+            totals[int(place)] += int(units)
+            header += (f"stock:{key}", f"{place}:{units}")
+        stock: list[Any] = []
+        for index, item in enumerate(sale.items):
+            total = totals[index] - purses.units["gone"][index]
+            held, confirmed = purses.units["held"][index], purses.units["confirmed"][index]
+            stock += (f"{index}:available", total - held - confirmed, f"{index}:held", held)
+            stock += (f"{index}:confirmed", confirmed, f"{index}:total", total)
+            stock += (f"{index}:limit", item.limit_per_buyer)
+        longest_ms = purses.longest_ms()
+        rest_ms = max(0, origin_ms + longest_ms - done.last_ms) if longest_ms else 0
+        numbers = (done.last_seq, done.last_ms, purses.orders, done.seen_seq, rest_ms)
+        fields = msgspec.msgpack.encode((header, stock))
+        seq = done.seen_seq + SEQ_GAP
+        reply = await self._run("rebuild_found", self._built, seq, state, *numbers, fields)
+        return reply[1], reply[2]
+
+    async def _server(self) -> str:
+        info = await self._engine._calls.attempt(lambda: self._engine._calls.client.info("server"))
+        return str(info["run_id"])
+
+
+class _Parts:
+    """Sends parts one after the other, each while the next one is made."""
+
+    def __init__(self, put: Callable[[int, list[list[str]]], Coroutine[Any, Any, None]]) -> None:
+        self._put = put
+        self._number = 0
+        self._sending: asyncio.Task[None] | None = None
+
+    async def send(self, part: list[list[str]]) -> None:
+        """Sends a part, once the one before is there. Raises what became of that one."""
+        await self.flush()
+        self._sending = asyncio.create_task(self._put(self._number, part))
+        self._number += 1
+
+    async def flush(self) -> None:
+        """Waits until all parts are there."""
+        if self._sending is not None:
+            await self._sending
+
+    async def stop(self) -> None:
+        """Leaves nothing under way behind."""
+        if self._sending is not None:
+            self._sending.cancel()
+            await asyncio.gather(self._sending, return_exceptions=True)
+
+
+async def _ahead(parts: AsyncIterator[Sequence[Any]]) -> AsyncIterator[Sequence[Any]]:
+    """The same, each part asked for while the one before is being used."""
+    coming = asyncio.ensure_future(anext(parts, None))
+    try:
+        while (part := await coming) is not None:
+            coming = asyncio.ensure_future(anext(parts, None))
+            yield part
+    finally:
+        coming.cancel()
+        await asyncio.gather(coming, return_exceptions=True)
+
+
+class Overtaken(SeckillError):
+    """Somebody else has this sale in hand. Nothing was changed."""
+
+    def __init__(self, sale: str, problem: str) -> None:
+        super().__init__(f"sale {sale!r} was not rebuilt: {problem}")
+
+
+def _state_after(state: str, *, sells: bool) -> str:
+    """The state in which a sale comes back. One that was never opened, as far as the ledger knows,
+    must have been if it has orders."""
+    if state == "created":
+        return "paused" if sells else "created"
+    return state if state in ("closed", "settled") else "paused"

@@ -1,0 +1,394 @@
+"""From the streams of all sales into the ledger, as one of the consumer group ``ledger``.
+
+Any number of runners share the work: each entry goes to one of them, and is acknowledged after the
+commit. What a runner that died had taken goes to another one. Nothing has to be in order, because
+an order's row only moves up to a higher version; so an event that can't be written becomes a dead
+letter by itself, and even the later events of its order go on.
+
+While one batch is being written the next is read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import secrets
+import socket
+from collections.abc import Awaitable, Callable, Sequence
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from seckill import redis as servers
+from seckill.engine import Engine
+from seckill.errors import (
+    LedgerForked,
+    LedgerUnavailable,
+    ScriptFailed,
+    SeckillError,
+    ServerFull,
+)
+from seckill.keys import shard_keys, stream_key
+from seckill.ledger.database import RowRefused
+from seckill.ledger.ledger import Ledger
+from seckill.ledger.letters import GROUP, Letters, LettersFull
+from seckill.ledger.rows import Known, Raw, raw_of
+from seckill.sale import Sale
+from seckill.stream import make_group
+
+if TYPE_CHECKING:
+    from redis.asyncio import Redis
+
+__all__ = ["GROUP", "LedgerRunner", "Written"]
+
+REFRESH_S: Final = 2.0
+BLOCK_MS: Final = 500
+PATIENCE_S: Final = 5.0
+# Entries of one read, over all sales; an entry has up to 32 events.
+READ_ENTRIES: Final = 64
+# How long what another runner has taken is its own. Longer than any commit should last.
+RECLAIM_MS: Final = 30_000
+TROUBLE_MIN_S: Final = 0.1
+TROUBLE_MAX_S: Final = 5.0
+
+_log = logging.getLogger("seckill.ledger")
+
+
+class Written(msgspec.Struct):
+    """What a runner has done so far. ``dead``: events that became dead letters; ``left``: entries
+    that were taken and not acknowledged, at the end of ``once``; ``forked``: sales left out,
+    because the ledger tells another story of them."""
+
+    events: int = 0
+    batches: int = 0
+    dead: int = 0
+    left: int = 0
+    forked: tuple[str, ...] = ()
+
+
+class _Batch(msgspec.Struct):
+    """What was read: by sale, the ids of its entries and their events."""
+
+    entries: dict[str, list[bytes]]
+    raws: dict[str, list[Raw]]
+
+
+class LedgerRunner:
+    """Writes the events of all sales, or of ``sales``. New sales are picked up.
+
+    Engine and ledger must be started; they belong to the caller. ``reclaim_ms`` is how long what
+    a runner that died had taken waits for another one.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        ledger: Ledger,
+        *,
+        sales: Sequence[str] = (),
+        once: bool = False,
+        reclaim_ms: int = RECLAIM_MS,
+        chores: Callable[[Redis], Awaitable[None]] | None = None,
+    ) -> None:
+        self._engine = engine
+        self._ledger = ledger
+        self._sales = tuple(sales)
+        self._once = once
+        self._reclaim_ms = reclaim_ms
+        self._chores = chores
+        self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._stopping = asyncio.Event()
+        self._known: dict[str, Known] = {}
+        self._forked: dict[str, str] = {}
+        self._told: dict[str, str] = {}
+        self._own = True
+        self._refresh_at = self._reclaim_at = 0.0
+        self.written = Written()
+
+    @property
+    def sales(self) -> tuple[str, ...]:
+        """The sales that are being written."""
+        return tuple(self._known)
+
+    def stop(self) -> None:
+        """Begins the end: what was read is written and acknowledged."""
+        self._stopping.set()
+
+    async def run(self) -> Written:
+        """Writes until ``stop``, or with ``once`` until nothing is left.
+
+        With ``once`` raises what goes wrong; else it says so in the log and tries again.
+        """
+        for sale in self._sales:
+            await self._engine.sale(sale)
+        pool = servers.connect_pool(self._engine.url, connections=4, timeout_s=None)
+        client = servers.connect_client(pool)
+        trouble_s, told = TROUBLE_MIN_S, ""
+        try:
+            while not self._stopping.is_set():
+                before = self.written.batches
+                try:
+                    with servers.our_errors():
+                        await self._work(client)
+                    break
+                except SeckillError as error:
+                    if self._once:
+                        raise
+                    if self.written.batches > before:
+                        trouble_s, told = TROUBLE_MIN_S, ""
+                    if str(error) != told:
+                        _log.warning("the ledger falls behind: %s", error)
+                    told = str(error)
+                    # Streams may be gone, or there anew.
+                    self._refresh_at = 0.0
+                    self._known.clear()
+                    await self._sleep(trouble_s)
+                    trouble_s = min(trouble_s * 2, TROUBLE_MAX_S)
+        finally:
+            await pool.disconnect()
+        return self.written
+
+    async def _work(self, client: Redis) -> None:
+        """Reads and writes until the end, or until something is wrong."""
+        reading: asyncio.Task[_Batch | None] | None = None
+        # What an attempt that went wrong had taken is still ours.
+        self._own = True
+        try:
+            while reading is not None or not self._stopping.is_set():
+                if reading is None:
+                    await self._look_around(client)
+                    reading = asyncio.create_task(self._read(client))
+                batch = await reading
+                reading = None
+                if batch is None:
+                    if self._once:
+                        break
+                    continue
+                if not (self._own or self._stopping.is_set() or monotonic() >= self._refresh_at):
+                    reading = asyncio.create_task(self._read(client))
+                await self._write(client, batch)
+            await self._count_left(client)
+            await self._sign_off(client)
+        finally:
+            if reading is not None:
+                reading.cancel()
+                await asyncio.gather(reading, return_exceptions=True)
+
+    # -- which sales --------------------------------------------------------------------------
+
+    async def _look_around(self, client: Redis) -> None:
+        """Picks up new sales, and what else must be done from time to time."""
+        if monotonic() < self._refresh_at:
+            return
+        names = self._sales or await self._engine.sales()
+        for name in set(self._known) - set(names):
+            del self._known[name]
+        for name in names:
+            await self._pick_up(client, name)
+        for name in self._known:
+            sent = await Letters(client, self._ledger, self._known[name]).send_again()
+            self.written.events += sent
+        if self._chores is not None:
+            await self._chores(client)
+        self._refresh_at = monotonic() + REFRESH_S
+
+    async def _pick_up(self, client: Any, name: str) -> None:
+        """Gets to know a sale. One whose keys are damaged is left out and holds up no other."""
+        try:
+            with servers.our_errors():
+                await self._know(client, name)
+        except (RowRefused, ScriptFailed, ServerFull, ValueError) as error:
+            if self._once:
+                raise
+            self._known.pop(name, None)
+            self._tell(name, error)
+        else:
+            self._told.pop(name, None)
+
+    async def _know(self, client: Any, name: str) -> None:
+        async with asyncio.timeout(PATIENCE_S):
+            header = await client.hmget(
+                shard_keys(name)[0], "definition", "origin_ms", "made", "state"
+            )
+        definition, origin_ms, made, state = header
+        before = self._known.get(name)
+        if None in header or state == b"fenced":
+            self._known.pop(name, None)
+            return
+        if made.decode() in (before and before.made, self._forked.get(name)):
+            return
+        self._known.pop(name, None)
+        known = Known(Sale.from_definition(definition), int(origin_ms), made.decode())
+        try:
+            await self._ledger.know(known)
+        except LedgerForked as error:
+            self._leave_out(known, error)
+            return
+        await make_group(client, stream_key(name), GROUP)
+        self._forked.pop(name, None)
+        self._known[name] = known
+        # It may be here again, and what was taken of it before is still ours.
+        self._own = True
+
+    def _leave_out(self, known: Known, error: LedgerForked) -> None:
+        """Nothing more of this sale is written until it was made anew, by `seckill rebuild`."""
+        _log.error("%s", error)
+        self._forked[known.sale.id] = known.made
+        self._known.pop(known.sale.id, None)
+        self.written.forked = tuple(sorted(self._forked))
+
+    def _tell(self, name: str, error: Exception) -> None:
+        if self._told.get(name) != str(error):
+            _log.error("sale %r is left out for now: %s", name, error)
+        self._told[name] = str(error)
+
+    # -- reading ------------------------------------------------------------------------------
+
+    async def _read(self, client: Any) -> _Batch | None:
+        """The next entries: first what others have left lying, then what is new. None: nothing."""
+        names = list(self._known)
+        if not names:
+            await self._sleep(0 if self._once else BLOCK_MS / 1000)
+            return None
+        first = ">"
+        if self._own:
+            first = "0"
+        elif monotonic() >= self._reclaim_at:
+            claimed = await self._reclaim(client, names)
+            if claimed is not None:
+                return claimed
+            self._reclaim_at = monotonic() + self._reclaim_ms / 2_000
+        count = max(4, READ_ENTRIES // len(names))
+        block = () if self._once or self._own else ("BLOCK", BLOCK_MS)
+        keys = [stream_key(name) for name in names]
+        words = ("GROUP", GROUP, self._name, "COUNT", count, *block, "STREAMS", *keys)
+        # Not redis-py's own timeout; see stream.py.
+        async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
+            reply = await client.execute_command("XREADGROUP", *words, *(first for _ in keys))
+        name_of = {key.encode(): name for key, name in zip(keys, names, strict=True)}
+        batch = _batch({name_of[key]: entries for key, entries in reply or ()})
+        if batch is None and self._own:
+            self._own = False
+            return await self._read(client)
+        return batch
+
+    async def _reclaim(self, client: Any, names: Sequence[str]) -> _Batch | None:
+        """What a runner that died had taken."""
+        for name in names:
+            cursor: Any = b"0-0"
+            while True:
+                words = (GROUP, self._name, self._reclaim_ms, cursor, "COUNT", READ_ENTRIES)
+                async with asyncio.timeout(PATIENCE_S):
+                    reply = await client.execute_command("XAUTOCLAIM", stream_key(name), *words)
+                cursor = reply[0]
+                if batch := _batch({name: reply[1]}):
+                    return batch
+                if cursor == b"0-0":
+                    break
+        return None
+
+    async def _sign_off(self, client: Any) -> None:
+        """Takes this runner's name out of the groups, or each one that ever ran would stay there.
+        With it would go what it has taken, of which there must be nothing."""
+        for name in self._known:
+            for consumer in await client.xinfo_consumers(stream_key(name), GROUP):
+                if consumer["name"] == self._name.encode() and not consumer["pending"]:
+                    await client.xgroup_delconsumer(stream_key(name), GROUP, self._name)
+
+    async def _count_left(self, client: Any) -> None:
+        """What was taken and is not acknowledged, by whomever."""
+        self.written.left = 0
+        for name in self._known if self._once else ():
+            for group in await client.xinfo_groups(stream_key(name)):
+                if group["name"] == GROUP.encode():
+                    self.written.left += group["pending"]
+
+    # -- writing ------------------------------------------------------------------------------
+
+    async def _write(self, client: Any, batch: _Batch) -> None:
+        """Writes a batch and acknowledges it. Raises LedgerUnavailable after a while."""
+        here = {name: raws for name, raws in batch.raws.items() if name in self._known}
+        await self._put(client, [(self._known[name], raws) for name, raws in here.items()])
+        for name, ids in batch.entries.items():
+            if name in self._known:
+                async with asyncio.timeout(PATIENCE_S):
+                    await client.xack(stream_key(name), GROUP, *ids)
+        self.written.batches += 1
+
+    async def _put(self, client: Any, todo: list[tuple[Known, list[Raw]]]) -> None:
+        """Writes events; halves those that can't be written until the culprits are found."""
+        todo = [(known, raws) for known, raws in todo if known.sale.id in self._known]
+        if not todo:
+            return
+        count = sum(len(raws) for _, raws in todo)
+        try:
+            await self._persist(todo)
+        except LedgerForked as error:
+            self._leave_out(self._known[error.sale], error)
+            await self._put(client, todo)
+        except (LookupError, ValueError, RowRefused) as error:
+            if count == 1:
+                await self._give_up(client, *todo[0], error)
+                return
+            for half in _halves(todo):
+                await self._put(client, half)
+        else:
+            self.written.events += count
+
+    async def _give_up(
+        self, client: Redis, known: Known, raws: list[Raw], error: Exception
+    ) -> None:
+        """Makes a dead letter of an event. Leaves its sale out while it has too many of them."""
+        try:
+            await Letters(client, self._ledger, known).keep(raws[0], error)
+        except LettersFull as full:
+            if self._once:
+                raise
+            self._known.pop(known.sale.id, None)
+            self._tell(known.sale.id, full)
+        else:
+            self.written.dead += 1
+
+    async def _persist(self, todo: list[tuple[Known, list[Raw]]]) -> None:
+        """Again and again while the database is away, for as long as nobody else takes it on."""
+        give_up_at = monotonic() + self._reclaim_ms / 2_000
+        wait_s = TROUBLE_MIN_S
+        while True:
+            try:
+                await self._ledger.write(todo)
+                return
+            except LedgerUnavailable:
+                if self._once or monotonic() + wait_s >= give_up_at or self._stopping.is_set():
+                    raise
+                await self._sleep(wait_s)
+                wait_s = min(wait_s * 2, TROUBLE_MAX_S)
+
+    async def _sleep(self, seconds: float) -> None:
+        try:
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
+        except TimeoutError:
+            pass
+
+
+def _batch(found: dict[str, Any]) -> _Batch | None:
+    """Entries as the server sent them; of one that was deleted meanwhile nothing is left."""
+    entries: dict[str, list[bytes]] = {}
+    raws: dict[str, list[Raw]] = {}
+    for name, parts in found.items():
+        for part in parts:
+            if part:
+                entries.setdefault(name, []).append(part[0])
+                raws.setdefault(name, []).extend(raw_of(part[0], part[1] or ()))
+    return _Batch(entries, raws) if entries else None
+
+
+def _halves(todo: list[tuple[Known, list[Raw]]]) -> list[list[tuple[Known, list[Raw]]]]:
+    if len(todo) > 1:
+        middle = len(todo) // 2
+        return [todo[:middle], todo[middle:]]
+    known, raws = todo[0]
+    middle = len(raws) // 2
+    return [[(known, raws[:middle])], [(known, raws[middle:])]]

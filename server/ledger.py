@@ -1,0 +1,62 @@
+"""The ledger, written by the intake's own workers (``ledger.inside``).
+
+Orders never wait for it: a database that is away holds nothing up but the rows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from seckill.engine import Engine
+from seckill.errors import InvalidInput, MissingExtra
+
+from . import settings
+
+__all__ = ["check_ledger", "writing"]
+
+_log = logging.getLogger("seckill.ledger")
+
+_REMEDY = "write sqlite:///FILE, postgresql://… or mysql://…"
+
+
+def check_ledger(url: str) -> None:
+    """Raises InvalidInput for a URL that is no database's, or whose driver is not installed."""
+    if not url:
+        return
+    try:
+        from seckill.ledger.database import check_url
+    except ModuleNotFoundError as error:
+        module = error.name or "sqlalchemy"
+        raise InvalidInput("ledger.url", str(MissingExtra("ledger", module)), _REMEDY) from None
+    try:
+        check_url(url)
+    except MissingExtra as error:
+        raise InvalidInput("ledger.url", str(error), _REMEDY) from None
+
+
+@asynccontextmanager
+async def writing(engine: Engine, ledger: settings.Ledger) -> AsyncIterator[None]:
+    """Writes the ledger for as long as this lasts, if the settings say so."""
+    if not ledger.url or not ledger.inside:
+        yield
+        return
+    from seckill.ledger.keep import Keeper
+
+    keeper = Keeper(
+        engine,
+        ledger.url,
+        keep_events_s=ledger.keep_events_s,
+        keep_sales_days=ledger.keep_sales_days,
+        retention_days=ledger.retention_days,
+    )
+    task = asyncio.create_task(keeper.run())
+    try:
+        yield
+    finally:
+        keeper.stop()
+        await asyncio.gather(task, return_exceptions=True)
+        if not task.cancelled() and (error := task.exception()):
+            _log.error("the ledger was not written: a bug, please report it: %r", error)

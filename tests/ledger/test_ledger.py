@@ -1,0 +1,426 @@
+"""Whatever comes, in whatever order and however often: the ledger says what Redis says."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import text
+
+from seckill.embedded import EmbeddedServer
+from seckill.engine import Engine
+from seckill.errors import (
+    InvalidInput,
+    LedgerForked,
+    LedgerRefused,
+    LedgerUnavailable,
+    MissingExtra,
+    UnknownSale,
+)
+from seckill.ledger import Ledger
+from seckill.ledger.database import RowRefused, shown_url
+from seckill.ledger.rows import Known, Raw
+from tests.databases import DatabaseServer
+from tests.ledger.stories import STEPS, differences, read_known, read_raws, story_sale, tell
+from tests.support import make_sale
+
+ORDER = "00" + 22 * "a"
+HELD = Raw(1, 5, ORDER, "held||h1------900000|0|buyer-1|room=1")
+Delivery = tuple[int, list[Raw]]
+
+# One of everything that can happen to an order, for the scripted story.
+SCRIPT = [
+    *[("many", number, number) for number in range(4)],
+    *[("reserve", number, number) for number in range(12)],
+    *[("begin_payment", number, 0) for number in range(3, 40, 3)],
+    *[("confirm", number, 0) for number in range(2, 40, 2)],
+    *[("confirm", 2, 0), ("confirm", 4, 0), ("confirm_again", 4, 0), ("confirm_again", 4, 0)],
+    *[("refund", 2 * number, number) for number in range(1, 9)],
+    *[("add_stock", 0, 1), ("refund", 20, 0), ("pause", 0, 1), ("release", 7, 0)],
+    *[("add_stock", 1, 2), ("expire", 0, 0), ("confirm", 9, 0), ("confirm", 13, 0)],
+    *[("resume", 0, 0), ("reserve", 1, 3), ("pause", 0, 0), ("confirm", 13, 0), ("resume", 0, 0)],
+    *[("close", 0, 0), ("confirm", 11, 0), ("expire", 0, 0)],
+]
+
+
+@asynccontextmanager
+async def two_ledgers(url: str) -> Any:
+    async with Ledger(url) as one, Ledger(url) as other:
+        yield one, other
+
+
+def deliveries(rng: random.Random, raws: list[Raw]) -> list[Delivery]:
+    """These events in any order and any split, some of them more than once, to either ledger."""
+    again = rng.sample(raws, rng.randrange(len(raws) + 1))
+    all_of_them = [*raws, *again]
+    if rng.random() < 0.7:
+        rng.shuffle(all_of_them)
+    parts: list[Delivery] = []
+    while all_of_them:
+        size = rng.choice((1, 3, 40, 1_000))
+        parts.append((rng.randrange(2), all_of_them[:size]))
+        del all_of_them[:size]
+    return parts
+
+
+async def write(ledger: Ledger, batch: list[tuple[Known, list[Raw]]]) -> None:
+    """As a runner does: what may do later is tried again."""
+    for _ in range(50):
+        try:
+            return await ledger.write(batch)
+        except LedgerUnavailable:
+            await asyncio.sleep(0.01)
+    raise AssertionError("the database undoes it every time")
+
+
+async def write_all(
+    ledgers: tuple[Ledger, Ledger], known: Known, parts: list[Delivery], *, at_once: bool
+) -> None:
+    for ledger in ledgers:
+        await ledger.know(known)
+    if not at_once:
+        for which, raws in parts:
+            await write(ledgers[which], [(known, raws)])
+        return
+
+    async def write_mine(which: int) -> None:
+        for whose, raws in parts:
+            if whose == which:
+                await write(ledgers[which], [(known, raws)])
+
+    await asyncio.gather(write_mine(0), write_mine(1))
+
+
+# -- a story ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at_once", [False, True], ids=["in turn", "at once"])
+async def test_a_story_in_any_order(
+    server: EmbeddedServer, database_url: str, at_once: bool
+) -> None:
+    async with AsyncExitStack() as stack:
+        make = {"durability": "memory", "sweep_ms": 0}
+        seller = await stack.enter_async_context(Engine(server.url, **make))
+        sale = story_sale()
+        await tell(seller, sale, SCRIPT)
+        engine = await stack.enter_async_context(Engine(server.url, **make))
+        known, raws = await read_known(engine, sale.id), await read_raws(engine, sale.id)
+        kinds = {raw.value.partition("|")[0] for raw in raws}
+        assert kinds == {
+            *("held", "paying", "confirmed", "released", "expired", "refunded", "refund_due"),
+            *("created", "opened", "paused", "resumed", "closed", "settled", "stock"),
+        }
+        ledgers = await stack.enter_async_context(two_ledgers(database_url))
+        for seed in range(3):
+            parts = deliveries(random.Random(seed), raws)
+            await write_all(ledgers, known, parts, at_once=at_once)
+            assert await differences(ledgers[0], engine, sale.id) == [], seed
+            async with ledgers[0].engine.begin() as connection:
+                for table in ("sales", "items", "orders", "events"):
+                    await connection.execute(text(f"DELETE FROM seckill_{table}"))  # noqa: S608
+
+
+class World:
+    """What all of Hypothesis' examples share, on one event loop."""
+
+    def __init__(self, server: EmbeddedServer, folder: Path) -> None:
+        self.loop = asyncio.new_event_loop()
+        self.url = server.url
+        self.ledgers = tuple(Ledger(f"sqlite:///{folder}/ledger.db") for _ in range(2))
+        for ledger in self.ledgers:
+            self.loop.run_until_complete(ledger.start())
+
+    def close(self) -> None:
+        for ledger in self.ledgers:
+            self.loop.run_until_complete(ledger.aclose())
+        self.loop.close()
+
+
+@pytest.fixture(scope="module")
+def world(server: EmbeddedServer, tmp_path_factory: pytest.TempPathFactory) -> Iterator[World]:
+    world = World(server, tmp_path_factory.mktemp("ledger"))
+    yield world
+    world.close()
+
+
+steps = st.lists(
+    st.tuples(st.sampled_from(STEPS), st.integers(0, 59), st.integers(0, 11)),
+    min_size=5,
+    max_size=60,
+)
+
+
+@settings(
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=list(HealthCheck),
+    phases=[Phase.explicit, Phase.reuse, Phase.generate, Phase.shrink],
+)
+@given(stories=st.tuples(steps, steps), rng=st.randoms(use_true_random=False))
+def test_any_stories_in_any_order(world: World, stories: Any, rng: random.Random) -> None:
+    world.loop.run_until_complete(check_stories(world, stories, rng))
+
+
+async def check_stories(world: World, stories: Any, rng: random.Random) -> None:
+    """Two sales, whose events come together in one batch at times."""
+    sales = [story_sale() for _ in stories]
+    async with Engine(world.url, durability="memory", sweep_ms=0) as engine:
+        for sale, story in zip(sales, stories, strict=True):
+            await tell(engine, sale, story)
+    async with Engine(world.url, durability="memory", sweep_ms=0) as engine:
+        parts: list[tuple[int, Known, list[Raw]]] = []
+        for sale in sales:
+            known = await read_known(engine, sale.id)
+            await world.ledgers[0].know(known)
+            raws = await read_raws(engine, sale.id)
+            parts += [(which, known, part) for which, part in deliveries(rng, raws)]
+        rng.shuffle(parts)
+        while parts:
+            which, known, part = parts.pop()
+            batch = [(known, part)]
+            if parts and parts[-1][1] is not known and rng.random() < 0.5:
+                batch.append(parts.pop()[1:])
+            await world.ledgers[which].write(batch)
+        for sale in sales:
+            assert await differences(world.ledgers[0], engine, sale.id) == []
+
+
+# -- two stories of one sale ------------------------------------------------------------------
+
+
+async def test_another_sale_under_the_same_id(database_url: str) -> None:
+    sale = make_sale()
+    async with two_ledgers(database_url) as (ledger, other):
+        await ledger.know(Known(sale, 1, "run:1"))
+        for one in (ledger, other):
+            await one.know(Known(sale, 1, "run:1"))
+            with pytest.raises(LedgerForked, match="another sale was made") as caught:
+                await one.know(Known(sale, 1, "run:2"))
+        assert (caught.value.sale, caught.value.seq) == (sale.id, 1)
+        assert await ledger.known(sale.id) == Known(sale, 1, "run:1")
+
+
+@pytest.mark.parametrize(
+    "change", [{"at_ms": 6}, {"value": HELD.value + "1"}, {"subject": "00" + 22 * "b"}], ids=str
+)
+async def test_another_event_of_the_same_number(database_url: str, change: Any) -> None:
+    """Nothing of the batch is written, not even of the sales that agree."""
+    forked, fine = Known(make_sale(), 1, "run:1"), Known(make_sale(), 1, "run:1")
+    async with two_ledgers(database_url) as (ledger, other):
+        for known in (forked, fine):
+            await ledger.know(known)
+        await ledger.write([(forked, [HELD])])
+        later = Raw(2, 6, ORDER, "released||r2------900000|0|buyer-1")
+        with pytest.raises(LedgerForked, match="another content") as caught:
+            await other.write([(forked, [HELD._replace(**change), later]), (fine, [HELD])])
+        assert (caught.value.sale, caught.value.seq) == (forked.sale.id, 1)
+        assert "buyer-1" not in str(caught.value)
+        assert await ledger.counts(forked.sale.id) == (1, 1)
+        assert await ledger.counts(fine.sale.id) == (0, 0)
+        await other.write([(forked, [HELD, later]), (fine, [HELD])])
+        assert await ledger.counts(forked.sale.id) == (2, 1)
+
+
+async def test_how_far_redis_was_seen(database_url: str) -> None:
+    """Only ever further, whoever says it last."""
+    sale = make_sale()
+    async with Ledger(database_url) as ledger:
+        with pytest.raises(UnknownSale):
+            await ledger.sale(sale.id)
+        await ledger.know(Known(sale, 1, "run:1"))
+        await ledger.seen(sale.id, 7)
+        await ledger.refused(sale.id, '{"sold_out":1}')
+        await ledger.seen(sale.id, 5)
+        row = await ledger.sale(sale.id)
+        assert (row["seen_seq"], row["refusals"]) == (7, '{"sold_out":1}')
+        assert await ledger.last(sale.id) == (0, 0)
+        await ledger.write([(Known(sale, 1, "run:1"), [HELD])])
+        assert await ledger.last(sale.id) == (1, 5)
+
+
+# -- errors -----------------------------------------------------------------------------------
+
+# What a database may refuse: the field that does not fit, and a word that must not be told.
+UNFIT = {
+    "a long buyer": HELD._replace(value=f"held||h1------900000|0|{'secret' * 20}|"),
+    "a large number": HELD._replace(value=f"held||h1------{9 * 10**20}|0|secret|"),
+    "many units": HELD._replace(value="held||h1------900000|0:99999999999|secret|"),
+    "a long id": HELD._replace(subject="secret" * 20),
+}
+
+
+@pytest.mark.parametrize("what", UNFIT)
+async def test_a_value_that_does_not_fit(database_url: str, what: str) -> None:
+    if database_url.startswith("sqlite") and what != "a large number":
+        return  # SQLite's columns have no limits.
+    known = Known(make_sale(), 1, "run:1")
+    async with Ledger(database_url) as ledger:
+        await ledger.know(known)
+        with pytest.raises(RowRefused) as caught:
+            await ledger.write([(known, [UNFIT[what]])])
+        assert await ledger.counts(known.sale.id) == (0, 0)
+    assert "secret" not in str(caught.value)
+    assert "900000000000" not in str(caught.value)
+    assert "99999999999" not in str(caught.value)
+    assert 0 < len(str(caught.value)) <= 300
+
+
+async def test_a_server_that_would_cut_values(mariadb: DatabaseServer) -> None:
+    """Many shops' MySQL are not strict: a value that does not fit is cut, with a warning."""
+    known = Known(make_sale(), 1, "run:1")
+    async with mariadb.database() as url, Ledger(url) as ledger:
+        async with ledger.engine.begin() as connection:
+            lax = await connection.scalar(text("SELECT @@GLOBAL.sql_mode"))
+            await connection.execute(text("SET GLOBAL sql_mode = ''"))
+        await ledger.aclose()
+        try:
+            await ledger.know(known)
+            with pytest.raises(RowRefused, match="too long for column 'buyer'"):
+                await ledger.write([(known, [UNFIT["a long buyer"]])])
+        finally:
+            async with ledger.engine.begin() as connection:
+                await connection.execute(text("SET GLOBAL sql_mode = :mode"), {"mode": lax})
+
+
+async def test_a_missing_table(database_url: str) -> None:
+    known = Known(make_sale(), 1, "run:1")
+    async with Ledger(database_url) as ledger:
+        await ledger.know(known)
+        async with ledger.engine.begin() as connection:
+            await connection.execute(text("DROP TABLE seckill_orders"))
+        with pytest.raises(LedgerRefused, match="seckill ledger migrate") as caught:
+            await ledger.write([(known, [HELD])])
+        # No event is to blame for it.
+        assert not isinstance(caught.value, RowRefused)
+        assert "buyer-1" not in str(caught.value)
+        assert (await ledger.last(known.sale.id)) == (0, 0)
+
+
+async def test_a_missing_column(database_url: str) -> None:
+    known = Known(make_sale(), 1, "run:1")
+    async with Ledger(database_url) as ledger:
+        await ledger.know(known)
+        async with ledger.engine.begin() as connection:
+            await connection.execute(text("ALTER TABLE seckill_orders DROP COLUMN attrs"))
+        with pytest.raises(LedgerRefused, match="seckill ledger migrate") as caught:
+            await ledger.write([(known, [HELD])])
+        assert not isinstance(caught.value, RowRefused)
+
+
+async def refusal_of(url: str) -> str:
+    with pytest.raises(LedgerRefused) as caught:
+        await Ledger(url).start()
+    assert not isinstance(caught.value, RowRefused)
+    return str(caught.value)
+
+
+async def test_a_server_that_does_not_let_us_in(database_server: DatabaseServer) -> None:
+    async with database_server.database() as url:
+        said = await refusal_of(url.replace(database_server.password, "wr0ng"))
+        assert "the user and the password of ledger.url" in said
+        assert "wr0ng" not in said
+        said = await refusal_of(url.rpartition("/")[0] + "/nowhere")
+        assert "nowhere" in said
+        assert "make the database" in said
+        assert database_server.password not in said
+
+
+async def test_a_user_who_may_not_write(postgres: DatabaseServer) -> None:
+    """Tables that are up to date need no right to change them."""
+    async with postgres.database() as url, Ledger(url) as ledger:
+        who = f"reader_{url.rpartition('/')[2]}"
+        async with ledger.engine.begin() as connection:
+            await connection.execute(text(f"CREATE USER {who} PASSWORD 'pw-1'"))
+            grant = f"GRANT SELECT ON ALL TABLES IN SCHEMA public TO {who}"
+            await connection.execute(text(grant))
+        user = url.partition("://")[2].partition("@")[0]
+        try:
+            async with Ledger(url.replace(user, f"{who}:pw-1")) as reader:
+                with pytest.raises(LedgerRefused, match="the right to write") as caught:
+                    await reader.know(Known(make_sale(), 1, "run:1"))
+                assert "pw-1" not in str(caught.value)
+                assert await reader.sales() == []
+        finally:
+            async with ledger.engine.begin() as connection:
+                await connection.execute(text(f"DROP OWNED BY {who}"))
+                await connection.execute(text(f"DROP USER {who}"))
+
+
+async def test_a_server_that_is_away(database_server: DatabaseServer) -> None:
+    known = Known(make_sale(), 1, "run:1")
+    async with database_server.database() as url, Ledger(url) as ledger:
+        await ledger.know(known)
+        database_server.stop(kill=True)
+        for work in (ledger.start, ledger.sales, lambda: ledger.write([(known, [HELD])])):
+            with pytest.raises(LedgerUnavailable, match="does the database run") as caught:
+                await work()
+            assert database_server.password not in str(caught.value)
+        database_server.start()
+        # The very same connections do again.
+        await ledger.write([(known, [HELD])])
+        assert await ledger.counts(known.sale.id) == (1, 1)
+
+
+async def test_sqlite_where_nobody_may_write(tmp_path: Path) -> None:
+    path = tmp_path / "ledger.db"
+    async with Ledger(f"sqlite:///{path}") as ledger:
+        await ledger.know(Known(make_sale(), 1, "run:1"))
+    reader = Ledger(f"sqlite:///file:{path}?mode=ro&uri=true")
+    async with reader:
+        assert len(await reader.sales()) == 1
+        with pytest.raises(LedgerRefused, match="the right to write"):
+            await reader.know(Known(make_sale(), 1, "run:1"))
+    for place in ("nowhere/ledger.db", "."):
+        with pytest.raises(LedgerUnavailable, match="is there such a folder"):
+            await Ledger(f"sqlite:///{tmp_path}/{place}").start()
+        assert not [each for each in threading.enumerate() if "worker" in each.name]
+
+
+@pytest.mark.parametrize("scheme", ["sqlite", "postgresql", "mysql", "mariadb"])
+def test_a_missing_driver(scheme: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = {"sqlite": "aiosqlite", "postgresql": "asyncpg"}.get(scheme, "asyncmy")
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(MissingExtra, match=rf"{module}.* pip install 'seckill\[") as caught:
+        Ledger(f"{scheme}://user:hush@host/name")
+    assert "hush" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("", "is not a URL"),
+        ("ledger.db", "is not a URL"),
+        ("postgresql://u:hush@h:port/x", "is not a URL"),
+        ("postgresql://u:hush@[::1/x", "is not a URL"),
+        ("oracle://u:hush@h/x", "'oracle' is no database"),
+        ("postgresql+psycopg2://u:hush@h/x", "is no database"),
+        ("sqlite://", "names no file"),
+        ("postgresql://u:hush@h", "names no file and no database"),
+        ("mysql://u:hush@h/", "names no file and no database"),
+        ("postgresql://u:hush@h/x?connect_timeout=hush", "'connect_timeout' can't be set"),
+        ("mysql://u:hush@h/x?local_infile=1", "'local_infile' can't be set"),
+    ],
+)
+def test_a_bad_url(url: str, problem: str) -> None:
+    with pytest.raises(InvalidInput, match=problem) as caught:
+        Ledger(url)
+    assert (caught.value.field, bool(caught.value.remedy)) == ("ledger.url", True)
+    assert "hush" not in str(caught.value)
+
+
+def test_a_shown_url_has_no_password() -> None:
+    assert shown_url("postgresql://u:hush@h/x") == "postgresql+asyncpg://u:***@h/x"
+
+
+async def test_a_url_with_options(postgres: DatabaseServer) -> None:
+    async with postgres.database() as url, Ledger(f"{url}?sslmode=prefer") as ledger:
+        assert await ledger.sales() == []

@@ -1,0 +1,143 @@
+"""A sale of which the server has lost something stands still, whatever is asked of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from seckill.scripts import NAMES
+from seckill.status import Status
+from tests.lua.core import CLOCK_JUMP_MS, DEFINITION_ID, HOLD_MS, PAY_MS, Core, Wish
+
+MADE = "run:1"
+
+
+def fence(core: Core, *, seen: str | None = None, made: str = MADE, seq: int = 0) -> list[Any]:
+    """``seen`` is what the header has, where nothing else is said."""
+    if seen is None:
+        seen = (core.client.hget(core.keys[0], "made") or b"").decode()  # type: ignore[union-attr]
+    numbers = (1, 1, 2_000_000_000_000, HOLD_MS, PAY_MS, 0, 0, 0, CLOCK_JUMP_MS)
+    status, reason, new = core.run(
+        "fence", seen, made, seq, DEFINITION_ID, '{"title":"x"}', *numbers
+    )
+    return [Status(status), reason.decode(), new]
+
+
+@pytest.fixture
+def sale(core: Core) -> Core:
+    core.begin()
+    core.set_header(made=MADE)
+    return core
+
+
+def test_a_sale_that_is_as_the_ledger_has_it_is_left_alone(sale: Core) -> None:
+    sale.hold()
+    before = sale.dump()
+    for seq in (0, 2, 3):
+        assert fence(sale, seq=seq) == [Status.DONE, "", 0]
+    assert sale.dump() == before
+
+
+@pytest.mark.parametrize(
+    ("made", "seq", "reason"),
+    [
+        (MADE, 4, "behind: the ledger has event 4, this server ends at 3"),
+        ("run:0", 0, "made anew: this is not the sale that the ledger has under its id"),
+    ],
+)
+def test_a_sale_with_less_is_fenced_and_only_its_state_changes(
+    sale: Core, made: str, seq: int, reason: str
+) -> None:
+    sale.hold()
+    before = sale.dump()
+    assert fence(sale, made=made, seq=seq) == [Status.FENCED, reason, 1]
+    assert fence(sale, made=made, seq=seq) == [Status.FENCED, reason, 0]
+    after = sale.dump()
+    changed = {b"state": b"fenced", b"reason": reason.encode(), b"fenced_state": b"open"}
+    assert after == before | {"sale": before["sale"] | changed}
+
+
+def test_a_sale_that_is_gone_gets_a_header_and_nothing_else(core: Core) -> None:
+    reason = "lost: the ledger has 7 events of it, this server nothing"
+    assert fence(core, seq=7) == [Status.FENCED, reason, 1]
+    assert fence(core, seq=7) == [Status.FENCED, reason, 0]
+    assert {name for name, found in core.dump().items() if found} == {"sale"}
+    assert core.header("state") == "fenced"
+    assert core.header("fenced_state") == ""
+    # Nobody makes it anew, with all of its stock.
+    assert core.create() is Status.EXISTS
+    core.definition_id = "another"
+    assert core.create() is Status.CONFLICT
+
+
+def test_a_sale_that_was_rebuilt_meanwhile_is_left_alone(sale: Core) -> None:
+    before = sale.dump()
+    assert fence(sale, seen="run:0", made="run:0", seq=99) == [Status.DONE, "", 0]
+    assert fence(sale, seen="", made="run:0", seq=99) == [Status.DONE, "", 0]
+    assert sale.dump() == before
+
+
+def test_another_format_is_refused(sale: Core) -> None:
+    before = sale.dump()
+    sale.format += 1
+    assert fence(sale, seq=99)[0] is Status.UPGRADE_NEEDED
+    assert sale.dump() == before
+
+
+@pytest.mark.parametrize("gone", [False, True])
+def test_every_verb_is_refused_and_changes_nothing(sale: Core, gone: bool) -> None:
+    order = sale.paid()
+    held = sale.hold("o2", "bob")
+    if gone:
+        sale.client.delete(*sale.keys)
+    assert fence(sale, seq=99)[0] is Status.FENCED
+    before = sale.dump()
+    assert sale.reserve(Wish("o9", "eve", "0")) == [Status.FENCED]
+    known = sale.reserve(Wish(order, "ann", "0"), Wish(order, "ann", "1"), Wish("o9", "eve", "0"))
+    if gone:
+        assert known == 3 * [Status.FENCED]
+    else:
+        # Whoever has an order is told so first, as always.
+        assert known == [sale.record(order), Status.CONFLICT, Status.FENCED]
+    replies = (
+        sale.begin_payment(held),
+        sale.confirm(held, "p9"),
+        sale.release(held),
+        sale.refund(order),
+        sale.expire(),
+    )
+    assert {reply.status for reply in replies} == {Status.FENCED}
+    assert {sale.open(), sale.pause(), sale.resume(), sale.close()} == {Status.FENCED}
+    assert sale.add_stock(0, 1)[0] is Status.FENCED
+    assert sale.run("lease", DEFINITION_ID, 200)[0] == Status.FENCED
+    assert sale.run("trim", 0, "", 100)[0] == Status.FENCED
+    assert sale.dump() == before
+
+
+def test_every_verb_was_tried() -> None:
+    others = {name for name in NAMES if name.startswith("rebuild")} | {"create", "fence", "inspect"}
+    # A tick hands on what had happened before; tests/integration/test_relay.py has its lease.
+    tried = {"reserve", "begin_payment", "confirm", "release", "refund", "expire", "open", "pause"}
+    tried |= {"resume", "close", "add_stock", "lease", "trim"}
+    assert set(NAMES) - others - {"tick"} == tried
+
+
+def test_it_can_be_looked_at(sale: Core) -> None:
+    sale.hold()
+    fence(sale, seq=99)
+    assert sale.run("inspect")[0] == Status.DONE
+    sale.client.delete(*sale.keys)
+    fence(sale, seq=99)
+    status, _, header, stock, orders, *_ = sale.run("inspect")
+    assert (status, stock, orders) == (Status.DONE, [], 0)
+    assert b"fenced" in header
+
+
+def test_it_works_at_maxmemory(sale: Core) -> None:
+    used = sale.client.info("memory")["used_memory"]  # type: ignore[index]
+    sale.client.config_set("maxmemory", max(1, used // 2))
+    try:
+        assert fence(sale, seq=99)[0] is Status.FENCED
+    finally:
+        sale.client.config_set("maxmemory", 0)

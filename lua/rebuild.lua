@@ -11,18 +11,17 @@ ARGV     [1] format  [2] token of this rebuild  [3] consumer group of the ledger
 Returns  {status, seq, names of the consumer groups}
 Events   sale settled
 
-Answers: UPGRADE_NEEDED, CONFLICT (another rebuild has begun since), ALREADY (the sale
-is not fenced), DONE.
+Answers: UPGRADE_NEEDED, CONFLICT (another rebuild has begun since), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
 local format, token, ledger = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 if format ~= FORMAT then return { STATUS.UPGRADE_NEEDED, 0, {} } end
 local before = redis.call('HMGET', KEYS[1], 'state', 'rebuilt_by', 'seq')
-if before[2] == token then return { STATUS.DONE, tonumber(before[3]), {} } end
+if before[2] ~= token then return { STATUS.CONFLICT, 0, {} } end
+if before[1] ~= 'fenced' then return { STATUS.DONE, tonumber(before[3]), {} } end
 local built = redis.call('HMGET', KEYS[8], 'token', 'seq')
 if built[1] ~= token or not built[2] then return { STATUS.CONFLICT, 0, {} } end
-if before[1] and before[1] ~= 'fenced' then return { STATUS.ALREADY, tonumber(before[3]), {} } end
 
 local groups = { ledger }
 if redis.call('EXISTS', KEYS[7]) == 1 then

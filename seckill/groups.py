@@ -18,7 +18,9 @@ from seckill.stream import first_seq
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["ACTIVE_MS", "Dropped", "GroupState", "drop_group", "groups"]
+    from seckill.engine import Engine
+
+__all__ = ["ACTIVE_MS", "Dropped", "GroupState", "drop_group", "groups", "groups_of"]
 
 ACTIVE_MS: Final = 30_000
 """A consumer that has asked within this time is at work; each asks again every few seconds."""
@@ -74,6 +76,14 @@ async def groups(client: Redis, sale: str) -> list[GroupState]:
     last = _seq(newest[0][0]) if newest else first - 1
     states = [await _state(client, sale, group, first, last, now_ms) for group in found]
     return sorted(states, key=lambda state: state.name)
+
+
+async def groups_of(engine: Engine, sale: str) -> list[GroupState]:
+    """The same, by an engine that is started. Raises what its calls raise, and UnknownSale."""
+    found: list[GroupState] = await engine._calls.attempt(
+        lambda: groups(engine._calls.client, sale)
+    )
+    return found
 
 
 async def drop_group(client: Redis, sale: str, group: str, *, force: bool = False) -> Dropped:

@@ -13,7 +13,6 @@ __all__ = [
     "GroupKeys",
     "group_keys",
     "refusals_key",
-    "relay_keys",
     "shard_keys",
     "stream_key",
 ]
@@ -58,8 +57,3 @@ class GroupKeys(NamedTuple):
 def group_keys(sale: str, group: str, shard: int = 0) -> GroupKeys:
     """A group's keys of one shard. Of the scripts only ``tick`` knows them."""
     return GroupKeys(*(f"sk:{{{sale}:{shard}}}:{group}-{name}" for name in GroupKeys._fields))
-
-
-def relay_keys(sale: str) -> GroupKeys:
-    """The keys of the webhook's group."""
-    return group_keys(sale, "webhook")

@@ -35,6 +35,7 @@ NAMES: Final = (
     "pause",
     "rebuild",
     "rebuild_admit",
+    "rebuild_begin",
     "rebuild_found",
     "rebuild_load",
     "refund",

@@ -89,13 +89,13 @@ SALE_KINDS = {
 class Event(msgspec.Struct, frozen=True):
     """One thing that happened, for ever.
 
-    ``seq`` is dense from 1 within the sale, but for sale_rebuilt, which leaves a gap; ``order`` is the order as this event left it, None for
-    events of the sale. ``detail`` depends on the kind: the payment id of order_confirmed and
-    refund_due; ``refund id,units returned,limit given back`` of order_refunded; the definition's
-    JSON of sale_created; the reason of sale_paused; ``index:units,…`` left unsold of sale_settled;
-    ``key|SKU index|units|new total`` of stock_changed; ``the ledger's last seq|its time ms|orders|
-    highest seq ever seen|state|ms before which no hold lapses`` of sale_rebuilt. ``attrs`` is only
-    on order_held.
+    ``seq`` is dense from 1 within the sale, but for sale_rebuilt, which leaves a gap; ``order`` is
+    the order as this event left it, None for events of the sale. ``detail`` depends on the kind:
+    the payment id of order_confirmed and refund_due; ``refund id,units returned,limit given back``
+    of order_refunded; the definition's JSON of sale_created; the reason of sale_paused;
+    ``index:units,…`` left unsold of sale_settled; ``key|SKU index|units|new total`` of
+    stock_changed; ``the ledger's last seq|its time ms|orders| highest seq ever seen|state|ms
+    before which no hold lapses`` of sale_rebuilt. ``attrs`` is only on order_held.
     """
 
     sale: str

@@ -10,7 +10,8 @@ way, and its client would never know whether that was done.
 
 What of aiohttp is used here and is not documented: ``RequestHandler._waiter`` (pending while a
 connection waits for a request), ``_request_handler`` (what is called for each request),
-``_messages`` with ``_ErrInfo`` (what was read and not answered) and ``AppRunner._make_server``.
+``_messages`` with ``_ErrInfo`` (what was read and not answered), ``resume_reading`` with
+``_reading_paused`` and ``AppRunner._make_server``.
 tests/web/test_slow_clients.py fails when one of them changes.
 """
 
@@ -93,6 +94,12 @@ class Connection(web.RequestHandler):
         messages = self._messages
         if messages and type(messages[-1][0]) is _ErrInfo:
             self._broken = True
+
+    def resume_reading(self, resume_parser: bool = True) -> None:
+        """Part of aiohttp's BaseProtocol, which is told so at the end of every body, and would go
+        and parse nothing even where nobody had paused it."""
+        if self._reading_paused:
+            super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:
         """Part of asyncio.Protocol: the client does not read."""

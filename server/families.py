@@ -13,8 +13,11 @@ __all__ = [
     "ANSWER_SECONDS",
     "BATCH_ORDERS",
     "CPU",
+    "DEAD_LETTERS",
     "FAILURES",
     "FAMILIES",
+    "GROUP_AGE",
+    "GROUP_UNREAD",
     "HOT_ORDERS",
     "IN_FLIGHT",
     "LANE_DEPTH",
@@ -97,10 +100,29 @@ SALE_ORDERS: Final = Family("seckill_sale_orders", "counter", "Orders ever accep
 SALE_PHASE: Final = Family(
     "seckill_sale_phase", "gauge", "1 for the phase a sale is in.", ("sale", "phase")
 )
+GROUP_UNREAD: Final = Family(
+    "seckill_group_unread_events",
+    "gauge",
+    "Events that no consumer of the group has taken yet.",
+    ("sale", "group"),
+)
+GROUP_AGE: Final = Family(
+    "seckill_group_age_seconds",
+    "gauge",
+    "How long ago the oldest event happened that the group has not acknowledged; 0 for none.",
+    ("sale", "group"),
+)
+DEAD_LETTERS: Final = Family(
+    "seckill_dead_letters",
+    "gauge",
+    "Events of the group that were given up, or wait behind one that was.",
+    ("sale", "group"),
+)
 
 FAMILIES: Final = (
     *(ANSWERS, ANSWER_SECONDS, ORDERS, HOT_ORDERS, FAILURES),
     *(BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
     *(IN_FLIGHT, READY, WORKERS, WORKER_STARTS, WORKER_ENDS, LOOP_LAG, CPU, MEMORY),
     *(SALE_UNITS, SALE_ORDERS, SALE_PHASE),
+    *(GROUP_UNREAD, GROUP_AGE, DEAD_LETTERS),
 )

@@ -240,7 +240,6 @@ class HotConnection(Connection):
         if (
             self._route is None
             or messages
-            or self._held is not None
             or self._request_in_progress
             or (waiter is not None and (waiter is self._began or waiter.done()))
         ):

@@ -24,6 +24,7 @@ from prometheus_client.registry import CollectorRegistry
 
 from seckill.engine import Engine
 from seckill.errors import SeckillError, UnknownSale, UpgradeNeeded
+from seckill.groups import GroupState, groups_of
 from seckill.lane import SIZE_BOUNDS, TRIP_BOUNDS_S, Lane
 from seckill.snapshot import Snapshot
 from seckill.tally import Histogram
@@ -231,6 +232,13 @@ class Metrics:
             )
 
 
+class _Look(NamedTuple):
+    """A sale and those who read its events."""
+
+    sale: Snapshot
+    groups: list[GroupState]
+
+
 class _Sales:
     """The sales of a scrape, looked at for it and at most once a second."""
 
@@ -248,40 +256,57 @@ class _Sales:
             if monotonic() >= self._fresh_until_s:
                 try:
                     async with asyncio.timeout(LOOK_S):
-                        found = await self._snapshots()
+                        found = await self._looks()
                 except (SeckillError, TimeoutError):
                     found = []
                 self._found = as_metrics(_sale_samples(found))
                 self._fresh_until_s = monotonic() + LOOK_S
         return self._found
 
-    async def _snapshots(self) -> list[Snapshot]:
+    async def _looks(self) -> list[_Look]:
         running = []
         names = [name for name in await self._engine.sales() if name not in self._settled]
         for name in names[:LOOKS_MAX]:
             try:
-                snapshot = await self._engine.snapshot(name)
+                look = _Look(await self._engine.snapshot(name), await self._groups(name))
             except (UnknownSale, UpgradeNeeded):
                 continue  # Its creation was cut short, or another version made it.
-            if snapshot.state == "settled":
+            if look.sale.state == "settled" and not any(map(_owes, look.groups)):
                 self._settled.add(name)
             else:
-                running.append(snapshot)
+                running.append(look)
         running.sort(key=_by_interest)
         return running[:SALES_MAX]
 
+    async def _groups(self, sale: str) -> list[GroupState]:
+        try:
+            return await groups_of(self._engine, sale)
+        except UnknownSale:
+            return []  # It is fenced, and Redis has lost its events.
 
-def _by_interest(now: Snapshot) -> tuple[bool, bool, int]:
+
+def _owes(group: GroupState) -> bool:
+    """Whether its consumers have something to do."""
+    return bool(group.unread or group.pending or group.letters)
+
+
+def _by_interest(look: _Look) -> tuple[bool, bool, int]:
+    now = look.sale
     return now.phase != "selling", now.ends_ms <= now.at_ms, now.opens_ms
 
 
-def _sale_samples(snapshots: Iterable[Snapshot]) -> Iterator[Sample]:
-    for now in snapshots:
+def _sale_samples(looks: Iterable[_Look]) -> Iterator[Sample]:
+    for now, groups in looks:
         for state in ("available", "held", "confirmed"):
             units = sum(getattr(stock, state) for stock in now.stock.values())
             yield Sample(families.SALE_UNITS, (now.sale, state), units)
         yield Sample(families.SALE_ORDERS, (now.sale,), now.orders)
         yield Sample(families.SALE_PHASE, (now.sale, now.phase.replace(" ", "_")), 1)
+        for group in groups:
+            labels = (now.sale, group.name)
+            yield Sample(families.GROUP_UNREAD, labels, group.unread)
+            yield Sample(families.GROUP_AGE, labels, group.age_ms / 1000)
+            yield Sample(families.DEAD_LETTERS, labels, group.letters or 0)
 
 
 def _grown(into: Histogram, source: Histogram, before: _Seen | None) -> _Seen:

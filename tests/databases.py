@@ -278,6 +278,8 @@ class MariadbServer(DatabaseServer):
         grants.chmod(0o644)
         command: list[str | Path] = [self._installer, "--no-defaults"]
         command += [f"--datadir={self.data_dir}", f"--extra-file={grants}"]
+        # Two installers at once would use the same files of /tmp.
+        command += [f"--tmpdir={self.folder}"]
         command += ["--skip-name-resolve", "--skip-test-db", *self._sizes()]
         self._run(*command)
 

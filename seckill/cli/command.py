@@ -146,9 +146,12 @@ class Target(msgspec.Struct, frozen=True):
         )
 
 
-def open_ledger(url: str | None) -> Ledger:
-    """The ledger that a command's option or the environment names, not yet started. Raises
-    InvalidInput, MissingExtra."""
+def open_ledger(url: str | None, *, new: bool = False) -> Ledger:
+    """The ledger that a command's option or the environment names, not yet started.
+
+    A file must have been a ledger before, unless this may be the first use of it (``new``): of a
+    mistyped path an empty one would be made. Raises InvalidInput, MissingExtra.
+    """
     url = url or os.environ.get(LEDGER_ENV)
     if not url:
         raise InvalidInput("ledger", "is not named", f"give --ledger URL, or set {LEDGER_ENV}")
@@ -156,7 +159,12 @@ def open_ledger(url: str | None) -> Ledger:
         from seckill.ledger import Ledger
     except ModuleNotFoundError as error:
         raise MissingExtra("ledger", error.name or "sqlalchemy") from None
-    return Ledger(url)
+    ledger = Ledger(url)
+    file = ledger.file
+    if file is not None and not new and not file.exists():
+        problem = f"{file.absolute()} does not exist"
+        raise InvalidInput("ledger", problem, "name the file that `seckill ledger run` was given")
+    return ledger
 
 
 def _check_data(data_dir: Path, named: str) -> None:

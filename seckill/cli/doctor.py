@@ -135,7 +135,7 @@ def _groups(settings: Settings) -> tuple[str, ...]:
     if not settings.webhook.url:
         return ()
     # The relay brings an HTTP client with it, which only the extra `server` installs.
-    from seckill.relay.journal import GROUP
+    from seckill.relay import GROUP
 
     return (GROUP,)
 

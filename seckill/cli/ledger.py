@@ -43,7 +43,7 @@ def run(
     }
     settings = read_settings(config, given)
     # Refused before anything is connected to.
-    open_ledger(settings.ledger.url)
+    open_ledger(settings.ledger.url, new=True)
     log.configure(settings.log)
     engine = target_of(settings).engine(sweep_ms=0)
     written = asyncio.run(_keep(engine, settings, tuple(sale or ()), once=once))
@@ -55,7 +55,7 @@ def run(
 def migrate(ledger: LedgerUrl = None, json: Json = False) -> None:
     """Make the ledger's tables, or bring them up to date; `ledger run` does so by itself, if its
     user may."""
-    url = open_ledger(ledger)
+    url = open_ledger(ledger, new=True)
 
     async def main() -> None:
         async with url:

@@ -189,8 +189,10 @@ def _keys(sale: SaleReading) -> Finding:
     if last != sale.header.get("seq"):
         seen = f"the stream ends at event {last}, the sale is at {sale.header.get('seq')}"
         return red("keys", seen, "restore the server's data; call a person")
-    # Its first event is the sale's creation. Nothing of ours ever takes an event out.
-    if sale.deleted or sale.oldest.partition("-")[2] != "1":
+    # It begins with the sale's creation, unless it was trimmed (lua/trim.lua) or made anew.
+    trimmed = int(sale.header.get("trimmed_entries", "0"))
+    begins = trimmed or "rebuilt_by" in sale.header or sale.oldest.partition("-")[2] == "1"
+    if sale.deleted > trimmed or not begins:
         count = f"{sale.deleted:,}" if sale.deleted else "the first"
         seen = f"entries were deleted from the stream: {count}, so their events are lost"
         return red("keys", seen, "find out who did it; restore the server's data; call a person")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import sqlite3
 from collections.abc import Iterable, Iterator
@@ -46,6 +47,7 @@ _OPTIONS: Final = {
     "mysql": {"unix_socket": "unix_socket", "ssl_ca": "ssl_ca"},
 }
 CONNECTIONS: Final = 5
+_POOL: Final = "seckill"
 CONNECT_S: Final = 10
 BUSY_MS: Final = 30_000
 
@@ -71,7 +73,9 @@ def connect(url: str) -> AsyncEngine:
     if at.get_backend_name() != "sqlite":
         # A connection that a restarted database has cut is noticed before it is used.
         options |= {"pool_pre_ping": True, "pool_size": CONNECTIONS}
-    engine = create_async_engine(at, **options)
+    engine = create_async_engine(at, pool_logging_name=_POOL, **options)
+    # It would log a traceback for each connection that breaks; who uses one says so in its words.
+    logging.getLogger(f"sqlalchemy.pool.impl.AsyncAdaptedQueuePool.{_POOL}").disabled = True
     if at.get_backend_name() == "sqlite":
         event.listen(engine.sync_engine, "do_connect", _try_sqlite)
         event.listen(engine.sync_engine, "connect", _prepare_sqlite)
@@ -118,10 +122,10 @@ def _try_sqlite(_: object, __: object, place: Any, options: Any) -> None:
 
 def _prepare_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     # Readers do not wait for the writer, and a commit is on disk before it is acknowledged.
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
-    cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     cursor.close()
 
 
@@ -161,6 +165,7 @@ _REMEDIES: Final = (
     ),
     ({"28000", "28P01", 1045, 1698}, (), "correct the user and the password of ledger.url"),
     ({"3D000", 1049}, (), "make the database, or correct its name in ledger.url"),
+    (set[object](), ("not a database",), "name the ledger's own file in ledger.url"),
     (
         {"42501", 1044, 1142, 1143, 1227, 1290},
         ("readonly database",),

@@ -94,9 +94,7 @@ KINDS: Final[dict[DriftKind, _About]] = {
     DriftKind.SALE_MADE_ANEW: _About(
         Side.REDIS,
         "the sale in Redis is another one, made under the same id after the ledger's was lost",
-        "if it has not sold yet, remove its keys and run "
-        + _REBUILD
-        + "; else see docs/recovery.md",
+        _REBUILD + "; what the new one has sold is for you to decide, see docs/recovery.md",
     ),
     DriftKind.REDIS_BEHIND: _About(
         Side.REDIS, "Redis came back with less than the ledger has seen", _REBUILD

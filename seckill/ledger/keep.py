@@ -157,4 +157,7 @@ class Keeper:
             before_ms = now_ms - self._keep_sales_days * DAY_MS
             await remove_settled(self._engine, self.ledger, before_ms=before_ms)
         if self._retention_days:
-            await retire(self.ledger, before_ms=now_ms - self._retention_days * DAY_MS)
+            retired = await retire(self.ledger, before_ms=now_ms - self._retention_days * DAY_MS)
+            if retired.waiting:
+                names = ", ".join(retired.waiting)
+                _log.warning("buyers of %s are forgotten once they have left Redis", names)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
@@ -39,6 +40,12 @@ class Ledger:
         """``url`` is sqlite:///file, postgresql://… or mysql://…; raises InvalidInput,
         MissingExtra."""
         self.engine: AsyncEngine = connect(url)
+
+    @property
+    def file(self) -> Path | None:
+        """Where it is, if it is a file."""
+        at = self.engine.url
+        return Path(at.database or "") if at.get_backend_name() == "sqlite" else None
 
     async def __aenter__(self) -> Self:
         await self.start()

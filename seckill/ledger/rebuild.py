@@ -1,6 +1,7 @@
 """Brings a sale back into a Redis that has lost it, or a part of it, from what the ledger has.
 
     fence        whatever is left of the sale takes no call any more (lua/fence.lua)
+    begin        only this rebuild may put one in its place (lua/rebuild_begin.lua)
     claim        the ledger expects another ``made`` from now on: see below
     load         orders, buyers and queues go under keys beside the sale's (lua/rebuild_load.lua)
     admit        orders that only Redis knew are found, and taken in if that is wanted
@@ -10,42 +11,33 @@
 A rebuild that was cut off anywhere leaves the sale fenced, and is simply begun anew. The ledger is
 told of the new ``made`` before the swap: were it the other way round, a sale would be in Redis that
 the ledger takes for a wrong one. And a second rebuild at the same time makes the first one fail.
-
-What an order's last record leaves behind in the stock and with its buyer:
-
-    held, paying     held           the buyer has the units
-    confirmed        confirmed      the buyer has the units
-    refunded         available, or out of the total; the buyer has them unless the limit came back
-    released         available
-    expired          available      one lapse of the buyer
 """
 
 from __future__ import annotations
 
-import asyncio
 import secrets
-from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import msgspec
 from sqlalchemy import select, update
 
 from seckill.engine import CLOCK_JUMP_MS, Engine
-from seckill.errors import InvalidInput, LedgerUnavailable, SeckillError
+from seckill.errors import InvalidInput, LedgerUnavailable, SeckillError, UpgradeNeeded
 from seckill.keys import NAMES, SALES, shard_keys
 from seckill.ledger import strangers
 from seckill.ledger.database import our_errors
 from seckill.ledger.fence import fence
 from seckill.ledger.ledger import Ledger
+from seckill.ledger.parts import Parts, ahead
+from seckill.ledger.purses import Purses
 from seckill.ledger.rows import Known
 from seckill.ledger.tables import EVENTS, ORDERS
 from seckill.ledger.tables import SALES as SALE_ROWS
-from seckill.order import read_cart
 from seckill.status import Status
 from seckill.stream import EventKind
 
-__all__ = ["GROUP", "Purses", "Rebuilt", "rebuild"]
+__all__ = ["GROUP", "Rebuilt", "rebuild"]
 
 GROUP: Final = "ledger"
 SEQ_GAP: Final = 1_000_000
@@ -122,85 +114,6 @@ async def rebuild(engine: Engine, ledger: Ledger, sale: str, *, admit: bool = Fa
     return await _Rebuild(engine, ledger, known, found.reason).run(admit=admit)
 
 
-class Purses:
-    """What the orders leave behind, see above. ``add`` takes each order once, in any order."""
-
-    def __init__(self) -> None:
-        self.orders = 0
-        self.units: dict[str, defaultdict[int, int]] = {
-            name: defaultdict(int) for name in ("held", "confirmed", "gone")
-        }
-        self._texts: dict[str, str] = {}
-        self._several: dict[str, tuple[defaultdict[int, int], list[int]]] = {}
-        self._queues: dict[str, list[tuple[int, str]]] = {"h": [], "p": []}
-        self._carts: dict[str, dict[int, int]] = {}
-
-    def add(self, order: str, record: str) -> None:
-        """One order by its record, see lua/lib/record.lua. Raises LookupError or ValueError for a
-        damaged one."""
-        head, cart, buyer, *more = record.split("|")
-        state = head[0]
-        units = self._carts.get(cart)
-        if units is None:
-            units = self._carts[cart] = read_cart(cart)
-        owns, lapses = True, 0
-        if state in "hp":
-            self._queues[state].append((int(head[8:]), order))
-            self._count("held", units)
-        elif state == "c":
-            self._count("confirmed", units)
-        elif state == "f":
-            _, returned, limit = more[1].rsplit(",", 2)
-            owns = limit != "1"
-            if returned != "1":
-                self._count("gone", units)
-        else:
-            owns, lapses = False, int(state == "x")
-        self.orders += 1
-        self._give(buyer, cart if owns else "", units if owns else {}, lapses)
-
-    def _count(self, name: str, units: dict[int, int]) -> None:
-        counts = self.units[name]
-        for index, count in units.items():
-            counts[index] += count
-
-    def _give(self, buyer: str, cart: str, units: dict[int, int], lapses: int) -> None:
-        # Most buyers have one order, and then the text of its cart is that of their purse.
-        first = self._texts.get(buyer)
-        if first is None:
-            self._texts[buyer] = f"{cart}!{lapses}" if lapses else cart
-            return
-        several = self._several.get(buyer)
-        if several is None:
-            body, _, lapsed = first.partition("!")
-            several = (defaultdict(int, read_cart(body)), [int(lapsed or 0)])
-            self._several[buyer] = several
-        for index, count in units.items():
-            several[0][index] += count
-        several[1][0] += lapses
-
-    def buyers(self) -> Iterator[tuple[str, str]]:
-        """Each buyer and what the buyers hash holds of him, see lua/lib/units.lua."""
-        for buyer, text in self._texts.items():
-            several = self._several.get(buyer)
-            if several is not None:
-                counts, (lapses,) = several
-                lines = [
-                    str(index) if counts[index] == 1 else f"{index}:{counts[index]}"
-                    for index in sorted(counts)
-                ]
-                text = ",".join(lines) + (f"!{lapses}" if lapses else "")
-            yield buyer, text
-
-    def queue(self, state: str) -> list[str]:
-        """The ids of the held ("h") or paying ("p") orders, by their deadlines."""
-        return [order for _, order in sorted(self._queues[state])]
-
-    def longest_ms(self) -> int:
-        """The last deadline of all, as records have it; 0 where nothing is held."""
-        return max((ms for queue in self._queues.values() for ms, _ in queue), default=0)
-
-
 class _Rebuild:
     """One attempt. ``run`` is called once."""
 
@@ -220,6 +133,9 @@ class _Rebuild:
         self._purses = Purses()
 
     async def run(self, *, admit: bool) -> Rebuilt:
+        # Before the ledger is told, so that of two at the same time it is not told of the one by
+        # whom Redis does not go.
+        await self._run("rebuild_begin", self._real)
         made = f"{self._token}:{await self._engine.now_ms()}"
         await self._claim(made)
         # Read after that: whoever writes to the ledger checks whose sale it is in the same step.
@@ -249,7 +165,7 @@ class _Rebuild:
             admitted = await strangers.admit(self._engine, origin, self._token, others)
         now = await self._extent()
         if now.made != made:
-            raise Overtaken(self._sale, "another rebuild of it has begun")
+            raise Overtaken(self._sale)
         if now != extent:
             await self._unlink()
             problem = "the ledger was written to meanwhile; run this again"
@@ -275,10 +191,10 @@ class _Rebuild:
     async def _run(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
         reply = await self._engine._calls.run(verb, keys, self._token, *args)
         status = Status(reply[0])
-        if status is Status.CONFLICT:
-            raise Overtaken(self._sale, "another rebuild of it has begun")
+        if status is Status.UPGRADE_NEEDED:
+            raise UpgradeNeeded(self._sale)
         if status is not Status.DONE:
-            raise Overtaken(self._sale, f"{verb} was answered with {status.name}")
+            raise Overtaken(self._sale)
         return reply
 
     async def _unlink(self) -> None:
@@ -290,8 +206,13 @@ class _Rebuild:
     async def _claim(self, made: str) -> None:
         with our_errors():
             async with self._ledger.engine.begin() as connection:
-                row = update(SALE_ROWS).where(SALE_ROWS.c.sale == self._sale)
-                await connection.execute(row.values(made=made))
+                row = update(SALE_ROWS).where(
+                    SALE_ROWS.c.sale == self._sale, SALE_ROWS.c.made == self._known.made
+                )
+                claimed = await connection.execute(row.values(made=made))
+        if not claimed.rowcount:
+            # Another one has told the ledger since we looked, and may be at its end already.
+            raise Overtaken(self._sale)
 
     async def _extent(self) -> _Extent:
         last_seq, last_ms = await self._ledger.last(self._sale)
@@ -323,10 +244,10 @@ class _Rebuild:
     async def _load(self) -> None:
         """Everything but the header and the stock, part by part: no call holds the server up. While
         it takes one part, the next is being made, and the database looks for more."""
-        purses, parts = self._purses, _Parts(self._put)
+        purses, parts = self._purses, Parts(self._put)
         try:
             pairs: list[str] = []
-            async for rows in _ahead(self._orders()):
+            async for rows in ahead(self._orders()):
                 for order, record in rows:
                     purses.add(order, record)
                     pairs += (order, record)
@@ -409,49 +330,11 @@ class _Rebuild:
         return str(info["run_id"])
 
 
-class _Parts:
-    """Sends parts one after the other, each while the next one is made."""
-
-    def __init__(self, put: Callable[[int, list[list[str]]], Coroutine[Any, Any, None]]) -> None:
-        self._put = put
-        self._number = 0
-        self._sending: asyncio.Task[None] | None = None
-
-    async def send(self, part: list[list[str]]) -> None:
-        """Sends a part, once the one before is there. Raises what became of that one."""
-        await self.flush()
-        self._sending = asyncio.create_task(self._put(self._number, part))
-        self._number += 1
-
-    async def flush(self) -> None:
-        """Waits until all parts are there."""
-        if self._sending is not None:
-            await self._sending
-
-    async def stop(self) -> None:
-        """Leaves nothing under way behind."""
-        if self._sending is not None:
-            self._sending.cancel()
-            await asyncio.gather(self._sending, return_exceptions=True)
-
-
-async def _ahead(parts: AsyncIterator[Sequence[Any]]) -> AsyncIterator[Sequence[Any]]:
-    """The same, each part asked for while the one before is being used."""
-    coming = asyncio.ensure_future(anext(parts, None))
-    try:
-        while (part := await coming) is not None:
-            coming = asyncio.ensure_future(anext(parts, None))
-            yield part
-    finally:
-        coming.cancel()
-        await asyncio.gather(coming, return_exceptions=True)
-
-
 class Overtaken(SeckillError):
     """Somebody else has this sale in hand. Nothing was changed."""
 
-    def __init__(self, sale: str, problem: str) -> None:
-        super().__init__(f"sale {sale!r} was not rebuilt: {problem}")
+    def __init__(self, sale: str) -> None:
+        super().__init__(f"sale {sale!r} was not rebuilt: another rebuild of it has begun")
 
 
 def _state_after(state: str, *, sells: bool) -> str:

@@ -104,6 +104,8 @@ class _Reconciliation:
         last, _ = await self._ledger.last(self._sale)
         picture = await self._redis.picture()
         if picture is None:
+            # It may have been removed just now, which the ledger is told first.
+            row = await self._book.row()
             if row is None:
                 raise UnknownSale(self._sale)
             if row["state"] != "settled" and not row["removed_at_ms"]:
@@ -138,12 +140,15 @@ class _Reconciliation:
 
     def _is_same_sale(self, row: dict[str, Any], last: int, picture: Picture) -> bool:
         """Whether Redis has all of the sale that the ledger knows."""
+        if picture.state == "fenced":
+            self._add(DriftKind.REDIS_BEHIND, f"the sale is fenced: {picture.reason}")
+            return False
         if row["made"] != picture.known.made:
             text = f"Redis has the one made as {picture.known.made}, the ledger {row['made']}"
             self._add(DriftKind.SALE_MADE_ANEW, text)
             return False
         seen = max(last, row["seen_seq"])
-        if picture.seq < seen or picture.state == "fenced":
+        if picture.seq < seen:
             text = f"Redis is at event {picture.seq:,}, and was seen at {seen:,}; "
             text += f"the ledger's last is {last:,}"
             self._add(DriftKind.REDIS_BEHIND, text)
@@ -287,7 +292,8 @@ class _Reconciliation:
     async def _compare_sale(self, picture: Picture, history: History, through: int) -> None:
         sale, (state, reason, seq) = picture.known.sale, history.state
         if (
-            history.whole
+            state
+            and history.whole
             and through == picture.seq
             and (state, reason) != (picture.state, picture.reason if state == "paused" else "")
         ):
@@ -300,7 +306,7 @@ class _Reconciliation:
             "ends_ms": sale.ends_ms,
         }
         row = await self._book.row() or {}
-        if _is_judged(history, row.get("state_seq", 0), seq, through):
+        if state and _is_judged(history, row.get("state_seq", 0), seq, through):
             right |= {"state": state, "reason": reason, "state_seq": seq}
         wrong = [name for name, value in right.items() if row.get(name) != value]
         if not wrong or not row:

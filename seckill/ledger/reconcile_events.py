@@ -12,7 +12,7 @@ from typing import Any, Final, NamedTuple
 from seckill.errors import SeckillError
 from seckill.ledger.drift import Drift, DriftKind, Drifts
 from seckill.ledger.reconcile_orders import Judge, row_differs
-from seckill.ledger.reconcile_sides import REBUILT, LedgerSide, RedisSide, is_rebuilt
+from seckill.ledger.reconcile_sides import LedgerSide, RedisSide, is_rebuilt
 from seckill.ledger.rows import (
     Known,
     Raw,
@@ -34,8 +34,8 @@ _RAW: Final = ("seq", "at_ms", "kind", "subject", "body")
 
 class History(NamedTuple):
     """What the ledger's events say of the sale itself: its state and reason with the event that
-    gave it, and by index the total that the last change of stock left, with that event. ``whole``
-    is whether no event is missing among them."""
+    gave it ("" where events don't say), and by index the total that the last change of stock left,
+    with that event. ``whole`` is whether no event is missing among them."""
 
     state: tuple[str, str, int]
     totals: dict[int, tuple[int, int]]
@@ -183,7 +183,9 @@ class EventComparison:
             rows = await self._book.events(at, last)
             for run in _row_runs(rows):
                 if run[0]["seq"] > at:
-                    self._lost(at, run[0]["seq"] - 1, legal=run[0]["kind"] == REBUILT)
+                    self._lost(
+                        at, run[0]["seq"] - 1, legal=run[0]["kind"] == EventKind.SALE_REBUILT
+                    )
                 at = run[-1]["seq"] + 1
                 start = max(run[0]["seq"], trimmed + 1)
                 if start < at:
@@ -231,8 +233,7 @@ class EventComparison:
             if raw.subject != SALE_SUBJECT:
                 order_row(self._known, raw, {})
         except (LookupError, ValueError) as error:
-            if row["kind"] != REBUILT:
-                self._unreadable(row["seq"], error)
+            self._unreadable(row["seq"], error)
             return None
         return raw
 
@@ -246,8 +247,7 @@ class EventComparison:
         try:
             event = decode(self._known, raw)
         except (LookupError, ValueError) as error:
-            if not is_rebuilt(raw):
-                self._unreadable(raw.seq, error)
+            self._unreadable(raw.seq, error)
             return
         state = sale_state(event)
         if state is not None:

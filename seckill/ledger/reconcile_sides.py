@@ -26,17 +26,15 @@ from seckill.stream import SALE_SUBJECT
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["PART", "REBUILT", "LedgerSide", "Picture", "Progress", "RedisSide", "is_rebuilt"]
+__all__ = ["PART", "LedgerSide", "Picture", "Progress", "RedisSide", "is_rebuilt"]
 
 PART: Final = 1_000
 # An entry has up to 32 events.
 ENTRIES: Final = 200
-REBUILT: Final = "sale_rebuilt"
-"""The kind of event with which a rebuilt sale goes on, at a seq past all that were ever given."""
 
 
 def is_rebuilt(raw: Raw) -> bool:
-    """Whether this event of the stream is the one that a rebuild left."""
+    """Whether a rebuilt sale goes on with this event, past all seqs that were ever given."""
     return raw.subject == SALE_SUBJECT and raw.value.partition("|")[0] == "rebuilt"
 
 

@@ -30,6 +30,7 @@ from seckill.keys import group_keys, refusals_key, shard_keys
 from seckill.ledger.archive import write_archive
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
+from seckill.ledger.report import left_out
 from seckill.ledger.tables import EVENTS, SALES
 from seckill.refusals import refusals_json
 
@@ -179,9 +180,12 @@ class _Removal:
     async def _check_ledger(self, seq: int) -> None:
         events, _ = await self._ledger.counts(self._sale)
         last, _ = await self._ledger.last(self._sale)
-        if (events, last) != (seq, seq):
+        with our_errors():
+            async with self._ledger.engine.connect() as connection:
+                wanted = seq - await left_out(connection, self._sale)
+        if (events, last) != (wanted, seq):
             raise self._refusal(
-                f"the ledger has {events} of its {seq} events; let `seckill ledger run` catch up"
+                f"the ledger has {events} of its {wanted} events; let `seckill ledger run` catch up"
             )
 
     async def _gone_already(self, archive: Path | None) -> Removed:

@@ -27,7 +27,7 @@ from seckill.ledger.tables import EVENTS, ORDERS, SALES
 from seckill.sale import Sale
 from seckill.stream import EventKind
 
-__all__ = ["Bucket", "Report", "SkuReport", "make_report", "snapshot"]
+__all__ = ["Bucket", "Report", "SkuReport", "left_out", "make_report", "snapshot"]
 
 READ_ROWS: Final = 5_000
 # A curve of more points says no more on a page or a screen.
@@ -141,6 +141,15 @@ async def snapshot(ledger: Ledger) -> AsyncIterator[AsyncConnection]:
             await connection.close()
 
 
+async def left_out(connection: AsyncConnection, sale: str) -> int:
+    """How many seqs there never were: a rebuild after a loss begins far past the last event."""
+    query = select(EVENTS.c.seq, EVENTS.c.body).where(
+        EVENTS.c.sale == sale, EVENTS.c.kind == str(EventKind.SALE_REBUILT)
+    )
+    rows = (await connection.execute(query)).all()
+    return sum(seq - int(body.partition("|")[0]) - 1 for seq, body in rows)
+
+
 async def make_report(ledger: Ledger, sale: str) -> Report:
     """The report of a sale that the ledger knows. Raises UnknownSale, LedgerUnavailable and
     LedgerRefused; works while the sale runs, and after its keys have left Redis."""
@@ -194,7 +203,7 @@ class _Reading:
             began_ms=story.began_ms,
             as_of_seq=seq or 0,
             as_of_ms=as_of_ms,
-            missing_events=(seq or 0) - events,
+            missing_events=(seq or 0) - events - await left_out(self._connection, self._id),
             removed_at_ms=row["removed_at_ms"],
             gross_fen=gross_fen,
             refunded_fen=refunded_fen,

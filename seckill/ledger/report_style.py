@@ -76,16 +76,22 @@ svg .note { fill: var(--brand); }
   main { padding: 1.5rem 1rem 3rem; }
   .figures { grid-template-columns: 1fr 1fr; }
   .columns { grid-template-columns: 1fr; }
+  /* The picture shrinks with the page, its words should not. */
+  svg { overflow: visible; }
+  svg text { font-size: 20px; }
+  svg .name { font-size: 21px; }
 }
 @media (max-width: 26rem) { .figures { grid-template-columns: 1fr; } }
 @page { size: A4; margin: 14mm; }
 @media print {
-  body { font-size: 11px; }
+  html { font-size: 10.5px; }
+  body { font-size: 1rem; line-height: 1.4; }
+  svg text { font-size: 15px; }
+  svg .name { font-size: 16px; }
   main { max-width: none; padding: 0; }
   .figures { grid-template-columns: repeat(4, 1fr); gap: .5rem; }
-  .figures .big { font-size: 1.35rem; }
   .columns { grid-template-columns: 1fr 1fr; }
-  h2 { margin-top: 1.4rem; }
+  h2 { margin: 1.6rem 0 .4rem; }
   section, tr, .figures > div { break-inside: avoid; }
   section.long { break-inside: auto; }
   .scroll { overflow: visible; }

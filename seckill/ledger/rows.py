@@ -160,8 +160,11 @@ def order_of(known: Known, order: str, record: str) -> Order:
 
 def sale_state(event: Event) -> tuple[str, str] | None:
     """The state and the reason that an event of the sale left it in; None for other events."""
-    state = _SALE_STATES.get(event.kind)
-    if state is None:
+    if event.kind is EventKind.SALE_REBUILT:
+        state = event.detail.split("|")[4]
+        return state, "rebuilt" if state == "paused" else ""
+    state = _SALE_STATES.get(event.kind, "")
+    if not state:
         return None
     return state, event.detail if event.kind is EventKind.SALE_PAUSED else ""
 

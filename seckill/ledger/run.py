@@ -24,6 +24,7 @@ import msgspec
 from seckill import redis as servers
 from seckill.engine import Engine
 from seckill.errors import (
+    EventsTrimmed,
     LedgerForked,
     LedgerUnavailable,
     ScriptFailed,
@@ -31,12 +32,13 @@ from seckill.errors import (
     ServerFull,
 )
 from seckill.keys import shard_keys, stream_key
+from seckill.ledger.batch import Batch, batch_of, halves
 from seckill.ledger.database import RowRefused
 from seckill.ledger.ledger import Ledger
 from seckill.ledger.letters import GROUP, Letters, LettersFull
-from seckill.ledger.rows import Known, Raw, raw_of
+from seckill.ledger.rows import Known, Raw
 from seckill.sale import Sale
-from seckill.stream import make_group
+from seckill.stream import join_group
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -50,6 +52,8 @@ PATIENCE_S: Final = 5.0
 READ_ENTRIES: Final = 64
 # How long what another runner has taken is its own. Longer than any commit should last.
 RECLAIM_MS: Final = 30_000
+# How long a database may take over one batch before it counts as away.
+COMMIT_S: Final = 15.0
 TROUBLE_MIN_S: Final = 0.1
 TROUBLE_MAX_S: Final = 5.0
 
@@ -66,13 +70,6 @@ class Written(msgspec.Struct):
     dead: int = 0
     left: int = 0
     forked: tuple[str, ...] = ()
-
-
-class _Batch(msgspec.Struct):
-    """What was read: by sale, the ids of its entries and their events."""
-
-    entries: dict[str, list[bytes]]
-    raws: dict[str, list[Raw]]
 
 
 class LedgerRunner:
@@ -152,7 +149,7 @@ class LedgerRunner:
 
     async def _work(self, client: Redis) -> None:
         """Reads and writes until the end, or until something is wrong."""
-        reading: asyncio.Task[_Batch | None] | None = None
+        reading: asyncio.Task[Batch | None] | None = None
         # What an attempt that went wrong had taken is still ours.
         self._own = True
         try:
@@ -199,7 +196,7 @@ class LedgerRunner:
         try:
             with servers.our_errors():
                 await self._know(client, name)
-        except (RowRefused, ScriptFailed, ServerFull, ValueError) as error:
+        except (EventsTrimmed, RowRefused, ScriptFailed, ServerFull, ValueError) as error:
             if self._once:
                 raise
             self._known.pop(name, None)
@@ -222,15 +219,25 @@ class LedgerRunner:
         self._known.pop(name, None)
         known = Known(Sale.from_definition(definition), int(origin_ms), made.decode())
         try:
-            await self._ledger.know(known)
+            await _in_time(self._ledger.know(known))
         except LedgerForked as error:
             self._leave_out(known, error)
             return
-        await make_group(client, stream_key(name), GROUP)
+        await self._join(client, name)
         self._forked.pop(name, None)
         self._known[name] = known
         # It may be here again, and what was taken of it before is still ours.
         self._own = True
+
+    async def _join(self, client: Redis, name: str) -> None:
+        try:
+            await join_group(client, name, GROUP)
+        except EventsTrimmed as error:
+            last_seq, _ = await self._ledger.last(name)
+            if last_seq < error.first_seq - 1:
+                raise
+            # The ledger had had what was trimmed, and somebody has dropped its group since.
+            await join_group(client, name, GROUP, after_trim=True)
 
     def _leave_out(self, known: Known, error: LedgerForked) -> None:
         """Nothing more of this sale is written until it was made anew, by `seckill rebuild`."""
@@ -246,7 +253,7 @@ class LedgerRunner:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def _read(self, client: Any) -> _Batch | None:
+    async def _read(self, client: Any) -> Batch | None:
         """The next entries: first what others have left lying, then what is new. None: nothing."""
         names = list(self._known)
         if not names:
@@ -268,13 +275,13 @@ class LedgerRunner:
         async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
             reply = await client.execute_command("XREADGROUP", *words, *(first for _ in keys))
         name_of = {key.encode(): name for key, name in zip(keys, names, strict=True)}
-        batch = _batch({name_of[key]: entries for key, entries in reply or ()})
+        batch = batch_of({name_of[key]: entries for key, entries in reply or ()})
         if batch is None and self._own:
             self._own = False
             return await self._read(client)
         return batch
 
-    async def _reclaim(self, client: Any, names: Sequence[str]) -> _Batch | None:
+    async def _reclaim(self, client: Any, names: Sequence[str]) -> Batch | None:
         """What a runner that died had taken."""
         for name in names:
             cursor: Any = b"0-0"
@@ -283,7 +290,7 @@ class LedgerRunner:
                 async with asyncio.timeout(PATIENCE_S):
                     reply = await client.execute_command("XAUTOCLAIM", stream_key(name), *words)
                 cursor = reply[0]
-                if batch := _batch({name: reply[1]}):
+                if batch := batch_of({name: reply[1]}):
                     return batch
                 if cursor == b"0-0":
                     break
@@ -307,7 +314,7 @@ class LedgerRunner:
 
     # -- writing ------------------------------------------------------------------------------
 
-    async def _write(self, client: Any, batch: _Batch) -> None:
+    async def _write(self, client: Any, batch: Batch) -> None:
         """Writes a batch and acknowledges it. Raises LedgerUnavailable after a while."""
         here = {name: raws for name, raws in batch.raws.items() if name in self._known}
         await self._put(client, [(self._known[name], raws) for name, raws in here.items()])
@@ -332,7 +339,7 @@ class LedgerRunner:
             if count == 1:
                 await self._give_up(client, *todo[0], error)
                 return
-            for half in _halves(todo):
+            for half in halves(todo):
                 await self._put(client, half)
         else:
             self.written.events += count
@@ -357,7 +364,7 @@ class LedgerRunner:
         wait_s = TROUBLE_MIN_S
         while True:
             try:
-                await self._ledger.write(todo)
+                await _in_time(self._ledger.write(todo))
                 return
             except LedgerUnavailable:
                 if self._once or monotonic() + wait_s >= give_up_at or self._stopping.is_set():
@@ -373,22 +380,10 @@ class LedgerRunner:
             pass
 
 
-def _batch(found: dict[str, Any]) -> _Batch | None:
-    """Entries as the server sent them; of one that was deleted meanwhile nothing is left."""
-    entries: dict[str, list[bytes]] = {}
-    raws: dict[str, list[Raw]] = {}
-    for name, parts in found.items():
-        for part in parts:
-            if part:
-                entries.setdefault(name, []).append(part[0])
-                raws.setdefault(name, []).extend(raw_of(part[0], part[1] or ()))
-    return _Batch(entries, raws) if entries else None
-
-
-def _halves(todo: list[tuple[Known, list[Raw]]]) -> list[list[tuple[Known, list[Raw]]]]:
-    if len(todo) > 1:
-        middle = len(todo) // 2
-        return [todo[:middle], todo[middle:]]
-    known, raws = todo[0]
-    middle = len(raws) // 2
-    return [[(known, raws[:middle])], [(known, raws[middle:])]]
+async def _in_time(work: Awaitable[None]) -> None:
+    """A database that hangs must not hold up the end."""
+    try:
+        async with asyncio.timeout(COMMIT_S):
+            await work
+    except TimeoutError:
+        raise LedgerUnavailable(f"the database took longer than {COMMIT_S:.0f} s") from None

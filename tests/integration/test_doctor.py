@@ -27,7 +27,7 @@ from seckill.cli import main
 from seckill.doctor import CHECKS, groups, server, user_keys
 from seckill.embedded import SOCKET_LINK, EmbeddedServer
 from seckill.engine import Engine
-from seckill.keys import relay_keys, shard_keys
+from seckill.keys import group_keys, shard_keys
 from seckill.sale import Sale
 from tests.faults.proxy import Command, Fate, Judge, Proxy, let_pass
 from tests.support import make_sale
@@ -557,12 +557,12 @@ SALE_FAULTS: dict[str, tuple[Plant, Levels, set[str]]] = {
     "a group nobody reads": (never_read, {"groups": RED}, set()),
     "a worker that died": (read_and_die, {"groups": RED}, set()),
     "dead letters": (
-        lambda house: house.client.hset(relay_keys(house.sale.id).dead, "2:sale", "x"),
+        lambda house: house.client.hset(group_keys(house.sale.id, "webhook").dead, "2:sale", "x"),
         {"dead-letters": RED},
         set(),
     ),
     "damaged dead letters": (
-        lambda house: house.client.set(relay_keys(house.sale.id).dead, "x"),
+        lambda house: house.client.set(group_keys(house.sale.id, "webhook").dead, "x"),
         {"dead-letters": RED},
         set(),
     ),

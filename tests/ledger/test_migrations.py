@@ -235,6 +235,18 @@ async def test_a_later_version_that_comes_first(database_url: str) -> None:
         await run(later, upgrade)
 
 
+async def test_mysql_has_it_all_before_the_next_one_looks(mariadb: DatabaseServer) -> None:
+    """Its lock does not end with the transaction, as that of PostgreSQL does."""
+    async with mariadb.database() as url:
+        ledger, other = Ledger(url), Ledger(url)
+        async with ledger.engine.begin() as connection:
+            await connection.run_sync(migrate._upgrade)
+            # The transaction is still open.
+            await other.start()
+        await ledger.aclose()
+        await other.aclose()
+
+
 async def test_a_lock_that_never_comes(
     mariadb: DatabaseServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -19,9 +19,12 @@ from seckill.dead import Letter
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, LedgerUnavailable, RedisUnavailable, UnknownSale
 from seckill.keys import group_keys, shard_keys, stream_key
-from seckill.ledger import Ledger
+from seckill.ledger import Ledger, fence
 from seckill.ledger.drift import KINDS, DriftKind, Report, Side
+from seckill.ledger.rebuild import rebuild
 from seckill.ledger.reconcile import reconcile
+from seckill.ledger.reconcile_sides import RedisSide
+from seckill.ledger.reconcile_stock import OrderCount, compare_stock
 from seckill.ledger.run import LedgerRunner
 from seckill.order import Wish
 from seckill.sale import Sale
@@ -470,21 +473,19 @@ async def test_an_event_that_can_not_be_read(shop: Shop) -> None:
 
 async def test_the_gap_before_a_rebuild_is_none(shop: Shop) -> None:
     """What Redis lost is past the ledger's last event; the rebuilt sale goes on behind that."""
-    keys, seq = shop.keys, (await shop.engine.snapshot(shop.sale.id)).seq
-    last_ms = int(shop.entries()[-1][0].partition(b"-")[0])
-    shop.client.delete(keys[6])
-    shop.client.xgroup_create(keys[6], "ledger", id="0", mkstream=True)
-    shop.client.xadd(keys[6], {"sale": f"rebuilt|{seq}"}, id=f"{last_ms}-{seq + 101}")
-    shop.client.hset(keys[0], "seq", seq + 101)
-    await shop.sql(
-        "INSERT INTO seckill_events (sale, seq, at_ms, kind, subject, body)"
-        " VALUES (:s, :q, :m, 'sale_rebuilt', 'sale', :b)",
-        q=seq + 101,
-        m=last_ms,
-        b=str(seq),
-    )
-    await shop.finds(Kind.LEDGER_BEHIND)
-    shop.client.xreadgroup("ledger", "w", {keys[6]: ">"}, noack=True)
+    seq = (await shop.engine.snapshot(shop.sale.id)).seq
+    shop.client.delete(*shop.keys)
+    await shop.finds(Kind.SALE_MISSING_IN_REDIS)
+    await fence.check(shop.engine, shop.ledger)
+    drift = _only(await shop.leaves(Kind.REDIS_BEHIND))
+    assert drift.text.startswith("the sale is fenced: lost: ")
+    assert (await rebuild(shop.engine, shop.ledger, shop.sale.id)).done
+    await shop.keep()
+    report = await shop.is_clean()
+    assert (report.stream_from, report.orders) == (report.seq, 7)
+    await shop.engine.resume(shop.sale.id)
+    await shop.engine.reserve(shop.sale.id, "new", "k", {"a": 1})
+    await shop.keep()
     await shop.is_clean()
     await shop.sql("DELETE FROM seckill_events WHERE sale = :s AND seq = :q", q=seq - 1)
     lost = _only(await shop.leaves(Kind.EVENT_LOST))
@@ -543,6 +544,19 @@ async def test_a_total_that_nothing_explains(shop: Shop, names: tuple[str, ...])
         "a",
         "Redis: 14; 10 at first, +0 by stock changes, -1 by refunds make 9",
     )
+
+
+async def test_stock_is_counted_anew_before_it_is_called_wrong(shop: Shop) -> None:
+    side = RedisSide(shop.engine._calls.client, shop.sale.id)
+    start = await side.picture()
+    assert start is not None
+    assert await compare_stock(side, start, OrderCount()) == []
+    # A scan may show an order twice.
+    twice = OrderCount()
+    async for records in side.scan():
+        twice.feed(records)
+        twice.feed(records)
+    assert twice.uses({}, start.orders).total() == start.orders
 
 
 async def test_a_state_that_was_edited(shop: Shop) -> None:

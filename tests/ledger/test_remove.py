@@ -17,6 +17,7 @@ from seckill.keys import SALES, group_keys, refusals_key, shard_keys
 from seckill.ledger import Ledger
 from seckill.ledger import remove as remove_module
 from seckill.ledger.archive import read_archive
+from seckill.ledger.rebuild import rebuild
 from seckill.ledger.remove import CannotRemove, Removed, remove, remove_settled
 from seckill.ledger.report import make_report
 from seckill.ledger.run import LedgerRunner
@@ -193,6 +194,17 @@ async def test_a_hole_in_the_ledger_is_seen(shop: Shop) -> None:
     async with shop.ledger.engine.begin() as connection:
         await connection.exec_driver_sql("DELETE FROM seckill_events WHERE seq = 4")
     await shop.refused("the ledger has 11 of its 12 events")
+
+
+async def test_a_sale_that_was_rebuilt_goes_too(shop: Shop) -> None:
+    """Its seqs have a gap."""
+    await shop.drain()
+    shop.client.delete(*shard_keys(shop.sale.id))
+    await rebuild(shop.engine, shop.ledger, shop.sale.id)
+    await shop.close()
+    await remove(shop.engine, shop.ledger, shop.sale.id)
+    assert shop.keys() == []
+    assert (await make_report(shop.ledger, shop.sale.id)).missing_events == 0
 
 
 @pytest.mark.parametrize("taken", [False, True], ids=["unread", "pending"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections import Counter
 from collections.abc import AsyncIterator
@@ -19,7 +20,7 @@ from seckill.ledger import Ledger
 from seckill.ledger import report as report_module
 from seckill.ledger.report import Bucket, Report, make_report
 from seckill.ledger.report_page import render
-from seckill.ledger.rows import decode
+from seckill.ledger.rows import Raw, decode
 from seckill.order import State
 from seckill.stream import EventKind
 from seckill.verify import Replay
@@ -167,6 +168,15 @@ async def test_events_that_are_not_there_yet_are_counted(ledger: Ledger) -> None
     assert (report.as_of_seq, report.missing_events) == (19, 3)
 
 
+async def test_what_a_rebuild_leaves_out_is_not_missing(ledger: Ledger) -> None:
+    story = raws()
+    at_ms = story[-1].at_ms
+    story.append(Raw(1_000_020, at_ms, "sale", f"rebuilt|19|{at_ms}|6|19|paused|0"))
+    await fill(ledger, [*story[:6], *story[7:]])
+    report = await make_report(ledger, SALE)
+    assert (report.as_of_seq, report.missing_events) == (1_000_020, 1)
+
+
 async def test_a_closed_sale_is_not_sold_out_for_longer(ledger: Ledger) -> None:
     story = settled()[:15]  # Until E took the last ones.
     story += [story[-1]._replace(seq=16, at_ms=OPENS_MS + 70_000, subject="sale", value="closed|")]
@@ -247,6 +257,13 @@ async def test_a_random_story(
     assert report.due_back_payments == len(due)
     assert (report.late_orders, report.paid_orders) == (len(late), len(paid))
     assert report.buyers == len({order.buyer for order in orders})
+    held_ms = {e.order.id: e.at_ms for e in events if e.order and e.kind is EventKind.HELD}
+    took = sorted(
+        e.at_ms - held_ms[e.order.id] for e in events if e.order and e.kind is EventKind.CONFIRMED
+    )
+    ranks = [math.ceil(len(took) * share) - 1 for share in (0.5, 0.9)] if took else []
+    wanted = [took[rank] for rank in ranks] or [None, None]
+    assert [report.pay_median_ms, report.pay_p90_ms] == wanted
     for sku in report.skus:
         stock = snapshot.stock[sku.sku]
         assert (sku.unsold, sku.held, sku.sold, sku.total) == (

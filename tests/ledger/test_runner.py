@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -16,11 +18,11 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import LedgerUnavailable, UnknownSale
 from seckill.keys import SALES, shard_keys, stream_key
-from seckill.ledger import Ledger
+from seckill.ledger import Ledger, run
 from seckill.ledger.run import GROUP, LedgerRunner, Written
 from seckill.order import Outcome, Wish
 from seckill.sale import Sale
-from tests.databases import DatabaseServer
+from tests.databases import DatabaseServer, _children
 from tests.faults.harness import FragileServer
 from tests.ledger.stories import differences, running, until
 from tests.support import make_sale
@@ -223,6 +225,35 @@ async def test_the_end_does_not_wait_for_a_database_that_is_away(
         postgres.start()
         # It was taken by one that has ended, and is not lost.
         assert group_of(client, sale)["pending"] > 0
+        async with running(engine, ledger, reclaim_ms=200):
+            await caught_up(engine, ledger, sale)
+
+
+@pytest.mark.slow
+async def test_the_end_does_not_wait_for_a_database_that_hangs(
+    engine: Engine,
+    database_server: DatabaseServer,
+    client: redis.Redis,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: Any,
+) -> None:
+    """Its processes are stopped: connections stand, and nothing answers."""
+    monkeypatch.setattr(run, "COMMIT_S", 1.0)
+    sale = await make(engine)
+    async with database_server.database() as url, Ledger(url) as ledger:
+        async with running(engine, ledger) as runner:
+            await until(lambda: runner.written.events == 2)
+            pids = [database_server.pid, *_children(database_server.pid)]
+            for pid in pids:
+                os.kill(pid, signal.SIGSTOP)
+            try:
+                await sell(engine, sale, 50)
+                await until(lambda: group_of(client, sale)["pending"] > 0)
+                runner.stop()
+                await until(lambda: "took longer than 1 s" in caplog.text)
+            finally:
+                for pid in pids:
+                    os.kill(pid, signal.SIGCONT)
         async with running(engine, ledger, reclaim_ms=200):
             await caught_up(engine, ledger, sale)
 

@@ -54,6 +54,14 @@ def failed(**codes: str) -> Series:
     return {f'seckill_failures_total{{{JOB},code="{code}"}}': v for code, v in codes.items()}
 
 
+def behind(seconds: str) -> Series:
+    return {f'seckill_group_age_seconds{{{JOB},sale="s",group="ledger"}}': seconds}
+
+
+def letters(count: str) -> Series:
+    return {f'seckill_dead_letters{{{JOB},sale="s",group="webhook"}}': count}
+
+
 def workers(starts: str, ends: str, alive: str) -> Series:
     return {
         f"seckill_worker_starts_total{{{JOB}}}": starts,
@@ -161,6 +169,9 @@ CASES: dict[str, Case] = {
         ],
     ),
     "SeckillSalePaused": Case("3m", sale("paused"), [sale("selling", asked="0x144")]),
+    "SeckillGroupBehind": Case("5m", behind("121x60"), [behind("119x60"), behind("0+5x30 0x30")]),
+    "SeckillDeadLetters": Case("3m", letters("1x36"), [letters("0x36")]),
+    "SeckillSaleFenced": Case("3m", sale("fenced"), [sale("paused", asked="0x144")]),
     "SeckillLoginsRefused": Case(
         "4m",
         reserve(unauthenticated="0+15x48", keys_unavailable="0+15x48", created="0+70x48"),
@@ -275,7 +286,7 @@ def codes() -> set[str]:
     return {kind.code for kind in kinds}
 
 
-PHASES = {"created", "not_started", "selling", "ended", "paused", "closed", "settled"}
+PHASES = {"created", "not_started", "selling", "ended", "paused", "closed", "fenced", "settled"}
 
 
 def values_of(label: str) -> set[str]:

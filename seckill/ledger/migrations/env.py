@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 from alembic import context
 
 from seckill.ledger.migrate import VERSION_TABLE
@@ -12,5 +14,7 @@ context.configure(
     target_metadata=METADATA,
     version_table=VERSION_TABLE,
 )
-with context.begin_transaction():
+with context.begin_transaction(), warnings.catch_warnings():
+    # MariaDB has but one name for a primary key, and warns of any other.
+    warnings.filterwarnings("ignore", "Name '.*' ignored for PRIMARY key")
     context.run_migrations()

@@ -7,7 +7,7 @@ ARGV     [1] format  [2] definition id  [3] SKU index  [4] units, negative to ta
 Returns  {status, sale time ms, available, total}
 Events   sale stock
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, STALE_DEFINITION, ALREADY, CONFLICT (this key with another
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, STALE_DEFINITION, ALREADY, CONFLICT (this key with another
 SKU or number), UNKNOWN_SKU, CLOSED, BELOW_COMMITTED, TOO_MANY_UNITS, DONE.
 ]]
 --@include "lib/status"

@@ -8,7 +8,7 @@ ARGV     [1] format  [2] order id  [3] buyer, or empty for the backend
 Returns  {status, sale time ms, record}
 Events   paying
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, UNKNOWN_ORDER, ALREADY (paying), CONFIRMED, REFUNDED,
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, UNKNOWN_ORDER, ALREADY (paying), CONFIRMED, REFUNDED,
 RELEASED, EXPIRED, DONE.
 ]]
 --@include "lib/status"

@@ -7,7 +7,7 @@ ARGV     [1] format
 Returns  {status, sale time ms}
 Events   sale closed, sale settled
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, ALREADY (closed or settled), DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, ALREADY (closed or settled), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"

@@ -12,7 +12,7 @@ ARGV     [1] format  [2] order id  [3] payment id
 Returns  {status, sale time ms, record}
 Events   confirmed, refund_due, sale settled
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, UNKNOWN_ORDER; ALREADY (this payment confirmed the order),
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, UNKNOWN_ORDER; ALREADY (this payment confirmed the order),
 REFUNDED (this payment confirmed it, and it was refunded since), LATE, DUPLICATE_PAYMENT,
 TOO_MANY_PAYMENTS, DONE, CONFIRMED_LATE (it had expired, a unit was left and the limits allowed it).
 ]]

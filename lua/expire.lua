@@ -10,7 +10,7 @@ Returns  {status, sale time ms, orders expired, 1 when more may be due now,
          deadline ms of the next order due, 0 for none}
 Events   expired, sale paused (the clock jumped), sale settled
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, CLOCK_JUMP (nothing expires until the sale is resumed), DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, CLOCK_JUMP (nothing expires until the sale is resumed), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/units"

@@ -9,7 +9,7 @@ Returns  {status, ms until the sale opens (0: it has, or who knows when), number
          of the SKUs that are sold out}
 Events   none
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, STALE_DEFINITION, PAUSED, NOT_OPEN, ENDED, DONE (it sells).
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, STALE_DEFINITION, PAUSED, NOT_OPEN, ENDED, DONE (it sells).
 ]]
 --@include "lib/status"
 --@include "lib/sale"

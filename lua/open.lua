@@ -7,7 +7,7 @@ ARGV     [1] format
 Returns  {status, sale time ms}
 Events   sale opened
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, ALREADY (open), PAUSED (resume it), CLOSED, DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, ALREADY (open), PAUSED (resume it), CLOSED, DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"

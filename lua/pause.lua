@@ -7,7 +7,7 @@ ARGV     [1] format  [2] reason
 Returns  {status, sale time ms}
 Events   sale paused
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, ALREADY (paused), NOT_OPEN (not opened yet), CLOSED, DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, ALREADY (paused), NOT_OPEN (not opened yet), CLOSED, DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"

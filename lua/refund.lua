@@ -8,7 +8,7 @@ ARGV     [1] format  [2] order id  [3] refund id  [4] units return: 1 or 0  [5] 
 Returns  {status, sale time ms, record}
 Events   refunded
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, UNKNOWN_ORDER, ALREADY (this very refund), CONFLICT (this
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, UNKNOWN_ORDER, ALREADY (this very refund), CONFLICT (this
 refund id with other choices), REFUNDED (by another refund id), NOT_CONFIRMED, DONE.
 ]]
 --@include "lib/status"

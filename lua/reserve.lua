@@ -14,7 +14,7 @@ Events   held; up to 32 orders share one stream entry, a field each, and the ent
          seq of the last: one XADD an order would be a third of the script's time and 12 bytes more
 
 The first that applies is the answer: EXISTS or CONFLICT (the id is known) → UNKNOWN_SALE →
-UPGRADE_NEEDED → STALE_DEFINITION → UNKNOWN_SKU → PAUSED → NOT_OPEN → ENDED → NOT_ALLOWED →
+UPGRADE_NEEDED → FENCED → STALE_DEFINITION → UNKNOWN_SKU → PAUSED → NOT_OPEN → ENDED → NOT_ALLOWED →
 TOO_LATE → ORDER_LIMIT → SKU_LIMIT → BUYER_LIMIT → SOLD_OUT → INSUFFICIENT → CREATED.
 ]]
 --@include "lib/status"

@@ -8,7 +8,7 @@ ARGV     [1] format
 Returns  {status, sale time ms}
 Events   sale resumed
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, ALREADY (open), NOT_OPEN (not opened yet), CLOSED, DONE (also for a closed sale whose clock it accepts).
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, ALREADY (open), NOT_OPEN (not opened yet), CLOSED, DONE (also for a closed sale whose clock it accepts).
 ]]
 --@include "lib/status"
 --@include "lib/sale"

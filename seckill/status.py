@@ -111,7 +111,7 @@ _MEANING: dict[Status, str] = {
     Status.ALREADY: "done before by the identical call",
     Status.CONFIRMED_LATE: "paid after it had expired, and sold again from stock",
     Status.CONFLICT: "this key was used before with another payload",
-    Status.FENCED: "this server has lost a part of the sale; `seckill rebuild` brings it back",
+    Status.FENCED: "this server has lost a part of the sale; seckill rebuild brings it back",
     Status.UPGRADE_NEEDED: "the sale was opened with another script format; upgrade this worker",
     Status.STALE_DEFINITION: "the sale's definition changed; read it again",
     Status.UNKNOWN_SALE: "no such sale",

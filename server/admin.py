@@ -37,7 +37,7 @@ _PLAIN: Final = msgspec.json.Decoder(dict[str, Any])
 _PAUSE: Final = msgspec.json.Decoder(PauseRequest)
 _STOCK: Final = msgspec.json.Decoder(StockRequest)
 _A_TIME: Final = "2026-11-28T20:00:00+08:00"
-_ON_SALE: Final = (Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED)
+_ON_SALE: Final = (Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED, Status.FENCED)
 
 
 @Operation(

@@ -14,7 +14,7 @@ CODES_ZH: Final = {
     "already": "同一请求此前已完成",
     "confirmed_late": "订单过期后才付款，已用剩余库存重新成交",
     "conflict": "同一个键此前用于不同内容",
-    "fenced": "该服务器不是场次开放时的服务器",
+    "fenced": "该服务器丢失了场次的部分数据，需用 seckill rebuild 恢复",
     "upgrade_needed": "场次使用另一版本的脚本格式；请升级本实例",
     "stale_definition": "场次定义已变化；请重试",
     "unknown_sale": "没有这个场次",

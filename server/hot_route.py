@@ -63,9 +63,7 @@ _USED: Final[dict[type, tuple[str, ...]]] = {
         *("_loop", "_manager", "_messages", "_next_keepalive_close_time", "_parser", "_paused"),
         *("_process_keepalive", "_reading_paused", "_request_in_progress", "_waiter"),
     ),
-    RawRequestMessage: (
-        *("chunked", "headers", "method", "path", "should_close", "upgrade", "version"),
-    ),
+    RawRequestMessage: (*("chunked", "headers", "method", "path", "should_close", "version"),),
     HttpRequestParser: ("message_consumed",),
     StreamReader: ("_buffer", "is_eof", "total_bytes"),
 }
@@ -99,7 +97,6 @@ def _is_plain(message: RawRequestMessage | object, payload: StreamReader) -> boo
         and message.method == "POST"
         and message.version == HttpVersion11
         and not message.should_close
-        and not message.upgrade
         and not message.chunked
         and type(payload) is StreamReader
         and payload.is_eof()

@@ -52,9 +52,13 @@ _REFUND: Final = msgspec.json.Decoder(RefundRequest)
 
 # What the engine may answer.
 _YES: Final = (Status.DONE, Status.ALREADY)
-_NO: Final = (Status.UNKNOWN_ORDER, Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED)
+_NO: Final = (
+    *(Status.UNKNOWN_ORDER, Status.UNKNOWN_SALE),
+    *(Status.UPGRADE_NEEDED, Status.FENCED),
+)
 _RESERVE: Final = (
-    *(Status.CREATED, Status.EXISTS, Status.CONFLICT, Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED),
+    *(Status.CREATED, Status.EXISTS, Status.CONFLICT, Status.UNKNOWN_SALE),
+    *(Status.UPGRADE_NEEDED, Status.FENCED),
     *(Status.STALE_DEFINITION, Status.UNKNOWN_SKU, Status.PAUSED, Status.NOT_OPEN, Status.ENDED),
     *(Status.NOT_ALLOWED, Status.TOO_LATE, Status.ORDER_LIMIT, Status.SKU_LIMIT),
     *(Status.BUYER_LIMIT, Status.SOLD_OUT, Status.INSUFFICIENT),

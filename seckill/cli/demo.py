@@ -16,7 +16,7 @@ import tempfile
 from collections import deque
 from pathlib import Path
 from time import monotonic
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import msgspec
 import typer
@@ -24,7 +24,7 @@ import typer
 from seckill import redis as servers
 from seckill.cli.command import Json, open_ledger
 from seckill.cli.demo_check import check_books, plainest_first
-from seckill.cli.demo_ledger import bring_up, check_ledger
+from seckill.cli.demo_ledger import bring_up, check_ledger, sale_report
 from seckill.cli.demo_messages import Books, LoadOrders, Progress, Proofs
 from seckill.cli.demo_report import Report, ScriptTime, make_report, read_story
 from seckill.cli.demo_sale import demo_sale
@@ -37,6 +37,9 @@ from seckill.errors import MissingExtra
 from seckill.sale import Sale
 from seckill.snapshot import Snapshot
 from seckill.verify import verify
+
+if TYPE_CHECKING:
+    from seckill.ledger.report import Report as SaleReport
 
 __all__ = ["demo"]
 
@@ -64,17 +67,17 @@ def demo(
             raise MissingExtra(extra, module)
     screen = Screen(json=json)
     try:
-        report = asyncio.run(_perform(buyers, screen))
+        report, summary = asyncio.run(_perform(buyers, screen))
     except KeyboardInterrupt:
         raise Stopped(_UNCHECKED, code=128 + signal.SIGINT) from None
     except asyncio.CancelledError:
         raise Stopped(_UNCHECKED, code=128 + signal.SIGTERM) from None
-    screen.final(report)
+    screen.final(report, summary)
     if not report.ok:
         raise typer.Exit(complain(violation_text(report.violations[0]), code=1))
 
 
-async def _perform(buyers: int, screen: Screen) -> Report:
+async def _perform(buyers: int, screen: Screen) -> tuple[Report, SaleReport]:
     if task := asyncio.current_task():
         # These must unwind like Ctrl-C, so that no process and no directory is left behind.
         for number in (signal.SIGTERM, signal.SIGHUP):
@@ -104,7 +107,7 @@ class _Demo:
         self._marks: deque[tuple[float, int]] = deque()
         self._rate = self._peak = 0.0
 
-    async def run(self) -> Report:
+    async def run(self) -> tuple[Report, SaleReport]:
         """From the first process to the verdict."""
         engine, folder = self._engine, self._folder
         async with (
@@ -127,10 +130,11 @@ class _Demo:
         verdict = await verify(engine, sale.id)
         story = await read_story(engine, sale.id, sale.opens_ms, sale.total_units)
         violations = [*verdict.violations, *check_books(books, story, snapshot)]
-        async with open_ledger(self._ledger) as ledger:
+        async with open_ledger(self._ledger, new=True) as ledger:
             await bring_up(engine, ledger)
             rows, drift = await check_ledger(ledger, sale.id, story)
-        return make_report(
+            summary = await sale_report(ledger, sale.id)
+        report = make_report(
             engine=engine,
             sale=sale,
             snapshot=snapshot,
@@ -143,6 +147,7 @@ class _Demo:
             peak=self._peak,
             seconds=monotonic() - self._began_s,
         )
+        return report, summary
 
     async def _create(self) -> Sale:
         sale = demo_sale(OPENS_IN_MS)

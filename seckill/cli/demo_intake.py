@@ -1,8 +1,8 @@
 """The demo's intake process: what ``seckill serve`` runs, but it ends when the demo does.
 
-Takes the URLs of Redis and of the ledger and, as the first line of stdin, what proves who a buyer and the mall are; prints
-its own address once it takes requests, and ends in good order when stdin does, so that not even a
-SIGKILL of the demo leaves it behind.
+Takes the URLs of Redis and of the ledger and, as the first line of stdin, what proves who a buyer
+and the mall are; prints its own address once it takes requests, and ends in good order when stdin
+does, so that not even a SIGKILL of the demo leaves it behind.
 """
 
 from __future__ import annotations

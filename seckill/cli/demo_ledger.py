@@ -6,12 +6,14 @@ from typing import TYPE_CHECKING, Final
 
 from seckill.cli.demo_report import Story
 from seckill.engine import Engine
+from seckill.refusals import refusals_json
 from seckill.verify import Violation
 
 if TYPE_CHECKING:
     from seckill.ledger import Ledger
+    from seckill.ledger.report import Report
 
-__all__ = ["bring_up", "check_ledger"]
+__all__ = ["bring_up", "check_ledger", "sale_report"]
 
 NAMED_MAX: Final = 20
 
@@ -22,6 +24,15 @@ async def bring_up(engine: Engine, ledger: Ledger) -> None:
 
     # The worker has ended, so nobody will write what it may have taken and not acknowledged.
     await LedgerRunner(engine, ledger, once=True, reclaim_ms=1).run()
+    for sale in await engine.sales():
+        await ledger.refused(sale, await refusals_json(engine._calls.client, sale))
+
+
+async def sale_report(ledger: Ledger, sale: str) -> Report:
+    """What `seckill report` would show of it."""
+    from seckill.ledger.report import make_report
+
+    return await make_report(ledger, sale)
 
 
 async def check_ledger(ledger: Ledger, sale: str, story: Story) -> tuple[int, list[Violation]]:

@@ -151,7 +151,7 @@ def make_report(
             stock.held,
             stock.available,
             story.units_taken[sku],
-            max(0, story.units_taken[sku] + stock.available - stock.total),
+            max(0, story.units_taken[sku] - stock.total),
         )
         for sku, stock in snapshot.stock.items()
     ]

@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections import Counter
 from time import monotonic
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from rich.cells import cell_len
+import msgspec
 from rich.console import Group, RenderableType
 from rich.live import Live
 from rich.table import Table
@@ -19,9 +19,14 @@ from rich.text import Text
 
 from seckill.cli.demo_messages import Progress
 from seckill.cli.demo_report import Report
-from seckill.cli.output import Output, yuan
+from seckill.cli.output import Output, fact_lines, yuan
+from seckill.cli.report import report_screen
 from seckill.sale import Sale
 from seckill.snapshot import Snapshot, Stock
+from seckill.zone import CHINA, read_zone
+
+if TYPE_CHECKING:
+    from seckill.ledger.report import Report as SaleReport
 
 __all__ = ["Screen"]
 
@@ -83,9 +88,12 @@ class Screen:
                 f"{sum(s.available for s in stock):,} left"
             )
 
-    def final(self, report: Report) -> None:
-        """The one screen that remains."""
-        self._out.answer(report, *_final(report, self._console.width))
+    def final(self, report: Report, after: SaleReport) -> None:
+        """The one screen that remains; ``after`` is what the ledger tells of the sale."""
+        width = self._console.width
+        data = msgspec.structs.asdict(report) | {"report": after.data()}
+        parts = [*_final(report, width), Text("$ seckill report", style="dim")]
+        self._out.answer(data, *parts, "", *report_screen(after, read_zone(CHINA), width), "")
 
     def _picture(
         self, sale: Sale, snapshot: Snapshot, progress: Progress, buyers: int, rate: float
@@ -115,9 +123,9 @@ class Screen:
             ("answers", [f"{progress.decided:,} order requests", f"{rate:,.0f}/s", *now]),
             ("refused", _counts(refused) or ["none yet"]),
         ]
-        facts = _facts(rows, width)
+        told = fact_lines(rows, width, label=LABEL)
         head = Text.assemble((sale.title, "bold"), f"   {_clock(snapshot)}")
-        return Group(head, "", table, "", facts)
+        return Group(head, "", table, "", told)
 
 
 def _clock(snapshot: Snapshot) -> str:
@@ -139,26 +147,6 @@ def _counts(pairs: list[tuple[str, int]]) -> list[str]:
     return [f"{name.replace('_', ' ')} {count:,}" for name, count in pairs if count]
 
 
-def _facts(rows: list[tuple[str, list[str]]], width: int) -> Text:
-    """A line for each row, its parts joined by dots and never broken in two."""
-    facts = Text()
-    for name, parts in rows:
-        column = LABEL
-        facts.append(f"{name:<{LABEL}}", style="dim")
-        for index, part in enumerate(parts):
-            if index and column + cell_len(part) + 3 > width:
-                facts.append("\n" + " " * LABEL)
-                column = LABEL
-            elif index:
-                facts.append(" · ", style="dim")
-                column += 3
-            facts.append(part)
-            column += cell_len(part)
-        facts.append("\n")
-    facts.rstrip()
-    return facts
-
-
 def _final(report: Report, width: int) -> list[RenderableType]:
     units = sum(sku.total for sku in report.skus)
     head = Text.assemble((report.title, "bold"))
@@ -175,7 +163,17 @@ def _final(report: Report, width: int) -> list[RenderableType]:
         title.truncate(44 if width >= WIDE else 34, overflow="ellipsis")
         numbers = (sku.total, sku.confirmed, sku.held, sku.available, sku.resold)
         table.add_row(title, *(f"{number:,}" for number in numbers))
-    return ["", head, "", table, "", _facts(_lines(report), width), "", _verdict(report), ""]
+    return [
+        "",
+        head,
+        "",
+        table,
+        "",
+        fact_lines(_lines(report), width, label=LABEL),
+        "",
+        _verdict(report),
+        "",
+    ]
 
 
 def _lines(report: Report) -> list[tuple[str, list[str]]]:

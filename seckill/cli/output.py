@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import msgspec
+from rich.cells import cell_len
 from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -21,6 +23,7 @@ __all__ = [
     "Stopped",
     "complain",
     "countdown",
+    "fact_lines",
     "moment",
     "new_console",
     "new_table",
@@ -170,3 +173,24 @@ def countdown(ms: int, now_ms: int) -> str:
     if days:
         text = f"{days} d {text}"
     return f"in {text}" if ms > now_ms else f"{text} ago"
+
+
+def fact_lines(rows: Sequence[tuple[str, Sequence[str]]], width: int, *, label: int) -> Text:
+    """A line for each row: its name, ``label`` cells wide, and its parts, joined by dots and never
+    broken in two."""
+    text = Text()
+    for name, parts in rows:
+        text.append(f"{name:<{label}}", style="dim")
+        column = label
+        for index, part in enumerate(parts):
+            if index and column + cell_len(part) + 3 > width:
+                text.append("\n" + " " * label)
+                column = label
+            elif index:
+                text.append(" · ", style="dim")
+                column += 3
+            text.append(part)
+            column += cell_len(part)
+        text.append("\n")
+    text.rstrip()
+    return text

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
-from rich.cells import cell_len
 from rich.console import RenderableType
 from rich.table import Table
 from rich.text import Text
@@ -16,15 +15,15 @@ from rich.text import Text
 from seckill.cli.command import Json, LedgerUrl, SaleId, open_ledger
 from seckill.cli.files import written
 from seckill.cli.ledger_sale import known_sale
-from seckill.cli.output import Output, new_table, yuan
+from seckill.cli.output import Output, fact_lines, new_table, yuan
 from seckill.zone import CHINA, local, read_zone, span
 
 if TYPE_CHECKING:
     from seckill.ledger.report import Bucket, Report
 
-__all__ = ["report"]
+__all__ = ["report", "report_screen"]
 
-LABEL: Final = 10
+LABEL: Final = 12
 CURVE_MAX: Final = 72
 # Below this the items would have no room beside their numbers.
 ROOMY: Final = 78
@@ -61,13 +60,18 @@ def report(
         with written(html, "--html") as file:
             file.write(render(found, place))
     out = Output(json=json)
-    out.answer(found.data(), *_screen(found, place, out.console.width))
+    out.answer(found.data(), *report_screen(found, place, out.console.width))
     if html is not None and not json:
         out.console.print(Text.assemble("\n", ("✓ ", "green"), f"written to {html}"))
 
 
-def _screen(report: Report, zone: tzinfo, width: int) -> list[RenderableType]:
-    parts: list[RenderableType] = [_head(report, zone), "", _facts(_lines(report, zone), width)]
+def report_screen(report: Report, zone: tzinfo, width: int) -> list[RenderableType]:
+    """The one screen of a report."""
+    parts: list[RenderableType] = [
+        _head(report, zone),
+        "",
+        fact_lines(_lines(report, zone), width, label=LABEL),
+    ]
     if report.curve:
         parts += ["", _curve(report, zone, width)]
     return [*parts, "", _skus(report, width)]
@@ -160,31 +164,11 @@ def _refused(report: Report) -> list[str]:
     return told or ["nobody, as far as was counted"]
 
 
-def _facts(rows: list[tuple[str, list[str]]], width: int) -> Text:
-    """A line for each row, its parts joined by dots and never broken in two."""
-    facts, indent = Text(), LABEL + 2
-    for name, parts in rows:
-        facts.append(f"{name:<{indent}}", style="dim")
-        column = indent
-        for index, part in enumerate(parts):
-            if index and column + cell_len(part) + 3 > width:
-                facts.append("\n" + " " * indent)
-                column = indent
-            elif index:
-                facts.append(" · ", style="dim")
-                column += 3
-            facts.append(part)
-            column += cell_len(part)
-        facts.append("\n")
-    facts.rstrip()
-    return facts
-
-
 def _curve(report: Report, zone: tzinfo, width: int) -> Text:
     """Units ordered and paid for over time; each line has a scale of its own."""
-    room = max(10, min(CURVE_MAX, width - LABEL - 30))
+    room = max(10, min(CURVE_MAX, width - LABEL - 28))
     span_ms, columns = _columns(report.curve, report.bucket_ms, room)
-    picture, indent = Text(), " " * (LABEL + 2)
+    picture, indent = Text(), " " * LABEL
     lines = [("ordered", "yellow", [held for held, _ in columns], span_ms)]
     lines += [("paid", "green", [paid for _, paid in columns], span_ms)]
     if any(report.first_minute) and report.bucket_ms > 1_000 and room >= len(report.first_minute):
@@ -192,7 +176,7 @@ def _curve(report: Report, zone: tzinfo, width: int) -> Text:
     for name, style, values, each_ms in lines:
         peak = max(values)
         bars = "".join(_bar(value, peak) for value in values)
-        picture.append(f"{name:<{LABEL + 2}}", style="dim").append(bars, style=style)
+        picture.append(f"{name:<{LABEL}}", style="dim").append(bars, style=style)
         picture.append(f"  up to {_count(peak, 'unit')} in {span(each_ms)}\n", style="dim")
     first_ms = report.curve[0].at_ms
     ends_ms = first_ms + span_ms * len(columns)

@@ -131,6 +131,7 @@ class Ledger:
                     for raw in raws:
                         if raw.subject == SALE_SUBJECT:
                             await _follow(connection, known, raw)
+                    await _check_made(connection, known)
 
     async def _compare(
         self, connection: AsyncConnection, sale: str, rows: list[dict[str, Any]]
@@ -254,6 +255,15 @@ class Ledger:
                 after = rows[-1][0]
             if len(rows) < READ_ROWS:
                 return
+
+
+async def _check_made(connection: AsyncConnection, known: Known) -> None:
+    """Raises LedgerForked if the sale was made anew since ``know``. Until the commit nobody else
+    can do so either: a rebuild tells the ledger first, and waits here."""
+    query = select(SALES.c.made).where(SALES.c.sale == known.sale.id).with_for_update(read=True)
+    made = await connection.scalar(query)
+    if made != known.made:
+        raise LedgerForked(known.sale.id, 1, "it was made anew while its events were written")
 
 
 async def _follow(connection: AsyncConnection, known: Known, raw: Raw) -> None:

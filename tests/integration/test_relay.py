@@ -27,6 +27,9 @@ from seckill.dead import with_letters
 from seckill.engine import Engine, Wish
 from seckill.errors import InvalidInput, UnknownSale
 from seckill.keys import group_keys, shard_keys, stream_key
+from seckill.ledger import Ledger
+from seckill.ledger.rebuild import rebuild
+from seckill.ledger.run import LedgerRunner
 from seckill.order import Order
 from seckill.relay import GROUP, Endpoint, Pace, Relay, Tally
 from seckill.sale import Sale
@@ -93,7 +96,7 @@ async def until(happened: Any, seconds: float = 20) -> None:
 
 
 async def test_every_kind_of_event(
-    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis, tmp_path: Path
 ) -> None:
     sale = await open_sale({"a": 3, "b": 0})
     outcome = await engine.reserve(sale.id, "ann", "k", {"a": 2}, attrs="地址|7|room=3")
@@ -139,7 +142,8 @@ async def test_every_kind_of_event(
         ("order_released", {}),
         ("sale_settled", {"unsold": {"a": 3, "b": 4}}),
     ]
-    assert {kind for kind, _ in ((b["kind"], 0) for b in bodies)} == set(EventKind)
+    kinds = {body["kind"] for body in bodies}
+    assert kinds == set(EventKind) - {EventKind.SALE_REBUILT}
     assert [body["seq"] for body in bodies] == list(range(1, 17))
     assert all(
         list(body) == ["id", "sale", "seq", "at_ms", "kind", "data", "order"] for body in bodies
@@ -155,6 +159,24 @@ async def test_every_kind_of_event(
     # There is nothing left, and nothing comes twice.
     assert (await relay_once(engine, endpoint(receiver), sale)).delivered == 0
     assert client.exists(*group_keys(sale.id, GROUP)) == 0
+    # What was lost and made anew tells so, with a number that no event has had.
+    await lose_and_rebuild(engine, sale, tmp_path)
+    assert (await relay_once(engine, endpoint(receiver), sale)).delivered == 1
+    body = receiver.bodies[f"{sale.id}:1000016"]
+    assert (body["kind"], body["order"]) == ("sale_rebuilt", None)
+    data = body["data"]
+    assert data.pop("ledger_at_ms") == bodies[-1]["at_ms"]
+    assert data.pop("spared_ms") >= body["at_ms"]
+    counts = {"ledger_seq": 16, "orders": 3, "seen_seq": 0}
+    assert data == counts | {"state": "settled"}
+
+
+async def lose_and_rebuild(engine: Engine, sale: Sale, folder: Path) -> None:
+    """The ledger has all of the sale, Redis loses it, and it is brought back."""
+    async with Ledger(f"sqlite:///{folder}/ledger.db") as ledger:
+        await LedgerRunner(engine, ledger, sales=[sale.id], once=True).run()
+        await engine._calls.client.delete(*shard_keys(sale.id))
+        assert (await rebuild(engine, ledger, sale.id)).done
 
 
 def test_each_secret_signs() -> None:
@@ -195,7 +217,9 @@ def matches(shown: Any, real: Any) -> bool:
     return bool(shown in ("…", real))
 
 
-async def test_the_guide_shows_what_arrives(engine: Engine, receiver: Receiver) -> None:
+async def test_the_guide_shows_what_arrives(
+    engine: Engine, receiver: Receiver, tmp_path: Path
+) -> None:
     text = (ROOT / "docs" / "webhook.md").read_text(encoding="utf-8")
     sale = make_sale(title="今晚八点", items=(make_item("MUG", total=3, price_fen=5_900),))
     await engine.create(sale)
@@ -217,6 +241,8 @@ async def test_the_guide_shows_what_arrives(engine: Engine, receiver: Receiver) 
     await engine.resume(sale.id)
     await engine.add_stock(sale.id, "MUG", 2, key="second-box")
     await engine.close(sale.id)
+    await relay_once(engine, endpoint(receiver), sale)
+    await lose_and_rebuild(engine, sale, tmp_path)
     await relay_once(engine, endpoint(receiver), sale)
     real = {body["kind"]: body for body in receiver.bodies.values() if body["seq"] not in (4, 5)}
     examples = re.findall(r"(?ms)^```\n(\{.*?\})\n```$", text)

@@ -1,6 +1,7 @@
-"""What has happened before a part of docs/handoff.md or docs/recovery.md begins: see test_guides.py.
+"""What has happened before a part of docs/handoff.md or docs/recovery.md begins.
 
 Each scene starts from an empty Redis and an empty ledger, and plays on one sale, that of examples/.
+Who reads the guides is in test_guides.py.
 """
 
 from __future__ import annotations

@@ -9,11 +9,15 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
 
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, MissingExtra
 
 from . import settings
+
+if TYPE_CHECKING:
+    from seckill.ledger.run import Written
 
 __all__ = ["check_ledger", "writing"]
 
@@ -53,10 +57,14 @@ async def writing(engine: Engine, ledger: settings.Ledger) -> AsyncIterator[None
         retention_days=ledger.retention_days,
     )
     task = asyncio.create_task(keeper.run())
+    task.add_done_callback(_told)
     try:
         yield
     finally:
         keeper.stop()
         await asyncio.gather(task, return_exceptions=True)
-        if not task.cancelled() and (error := task.exception()):
-            _log.error("the ledger was not written: a bug, please report it: %r", error)
+
+
+def _told(task: asyncio.Task[Written]) -> None:
+    if not task.cancelled() and (error := task.exception()):
+        _log.error("the ledger is not written any more: a bug, please report it: %r", error)

@@ -37,6 +37,7 @@ TRIM_S: Final = 60.0
 HOUR_S: Final = 3_600.0
 DAY_MS: Final = 86_400_000
 RETRY_S: Final = 2.0
+CHORE_S: Final = 15.0
 _NONE: Final = "{}"
 
 _log = logging.getLogger("seckill.ledger")
@@ -73,6 +74,7 @@ class Keeper:
             engine, self.ledger, sales=sales, once=once, chores=self._do_chores
         )
         self._trim_at = self._hourly_at = monotonic()
+        self._slow: asyncio.Task[None] | None = None
         self._failing: set[str] = set()
         self._refusals: dict[str, str] = {}
 
@@ -91,6 +93,10 @@ class Keeper:
             await self._start()
             return await self._runner.run()
         finally:
+            if self._slow is not None:
+                # Whatever it was about is done again later.
+                self._slow.cancel()
+                await asyncio.wait({self._slow})
             await self.ledger.aclose()
 
     async def _start(self) -> None:
@@ -125,12 +131,20 @@ class Keeper:
                 await self._guarded(f"trim {sale}", self._trim(client, sale))
         if now_s >= self._hourly_at and not self._once:
             self._hourly_at = now_s + HOUR_S
-            await self._guarded("end of life", self._hourly())
+            if self._slow is None or self._slow.done():
+                # By itself, because it may take long, and the events must not wait for it.
+                self._slow = asyncio.create_task(
+                    self._guarded("end of life", self._hourly(), seconds=HOUR_S)
+                )
 
-    async def _guarded(self, what: str, chore: Awaitable[object]) -> None:
+    async def _guarded(
+        self, what: str, chore: Awaitable[object], *, seconds: float = CHORE_S
+    ) -> None:
         try:
             with servers.our_errors():
-                await chore
+                # A database that hangs must not hold up the events, nor the end.
+                async with asyncio.timeout(seconds):
+                    await chore
         except SeckillError as error:
             if what not in self._failing:
                 _log.warning("%s: %s", what, error)

@@ -49,7 +49,7 @@ REFRESH_S: Final = 2.0
 BLOCK_MS: Final = 500
 PATIENCE_S: Final = 5.0
 # Entries of one read, over all sales; an entry has up to 32 events.
-READ_ENTRIES: Final = 64
+READ_ENTRIES: Final = 128
 # How long what another runner has taken is its own. Longer than any commit should last.
 RECLAIM_MS: Final = 30_000
 # How long a database may take over one batch before it counts as away.

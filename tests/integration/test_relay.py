@@ -167,7 +167,7 @@ async def test_every_kind_of_event(
     data = body["data"]
     assert data.pop("ledger_at_ms") == bodies[-1]["at_ms"]
     assert data.pop("spared_ms") >= body["at_ms"]
-    counts = {"ledger_seq": 16, "orders": 3, "seen_seq": 0}
+    counts = {"ledger_seq": 16, "orders": 3, "seen_seq": 16}
     assert data == counts | {"state": "settled"}
 
 

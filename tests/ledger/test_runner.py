@@ -150,7 +150,7 @@ async def test_stop_in_the_middle_leaves_nothing_pending(
     engine: Engine, ledger: Ledger, client: redis.Redis
 ) -> None:
     sale = await make(engine, total=20_000)
-    wishes = [Wish(f"b{n}", "k", {"a": 1}) for n in range(12_000)]
+    wishes = [Wish(f"b{n}", "k", {"a": 1}) for n in range(18_000)]
     await engine.reserve_many(sale.id, wishes)
     async with running(engine, ledger) as runner:
         async with asyncio.timeout(20):

@@ -16,8 +16,9 @@ from seckill.status import Status
 
 from .batch import BATCH_BYTES_MAX
 from .exchange import INTAKE, key_of, need, read, reply
+from .ledger import check_new
 from .operation import Operation
-from .problems import ANSWERS, STORAGE_FULL, Problem, refusal
+from .problems import ANSWERS, LEDGER_UNAVAILABLE, STORAGE_FULL, Problem, refusal
 from .reply import Reply
 from .wire_admin import (
     TIMEOUT_MS_MIN,
@@ -47,7 +48,7 @@ _ON_SALE: Final = (Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED, Status.FENCED)
     body=SaleRequest,
     answer=SaleOutcomeDocument,
     statuses=(Status.CREATED, Status.EXISTS, Status.CONFLICT, Status.UPGRADE_NEEDED),
-    kinds=(STORAGE_FULL,),
+    kinds=(STORAGE_FULL, LEDGER_UNAVAILABLE),
 )
 async def create(request: web.Request) -> web.Response:
     """Creates a sale, which sells nothing before it is opened. The same again changes nothing,
@@ -55,7 +56,9 @@ async def create(request: web.Request) -> web.Response:
     await need(request, "admin")
     fields = await read(request, _PLAIN, bytes_max=BATCH_BYTES_MAX)
     sale = _sale(request.match_info["sale"], fields)
-    outcome = await request.app[INTAKE].engine.create(sale)
+    intake = request.app[INTAKE]
+    await check_new(intake.engine, intake.settings.ledger, sale.id)
+    outcome = await intake.engine.create(sale)
     if outcome.status is Status.CONFLICT:
         # The title speaks of idempotency keys, which is not what is meant here.
         raise Problem(

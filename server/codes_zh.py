@@ -50,6 +50,7 @@ CODES_ZH: Final = {
     "unsupported_media_type": "请求体必须是未压缩的 application/json",
     "unauthenticated": "需要用户令牌或 API 密钥",
     "token_expired": "用户令牌已过期；请获取新令牌",
+    "ledger_unavailable": "暂时无法查询账本，未做任何操作",
     "keys_unavailable": "暂时无法取得商城用于验证用户令牌的公钥",
     "forbidden": "该密钥无此权限",
     "proof_required": "本场次要求先完成工作量证明",

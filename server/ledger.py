@@ -12,14 +12,15 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING
 
 from seckill.engine import Engine
-from seckill.errors import InvalidInput, MissingExtra
+from seckill.errors import InvalidInput, LedgerRefused, LedgerUnavailable, MissingExtra
 
 from . import settings
+from .problems import LEDGER_UNAVAILABLE, Problem
 
 if TYPE_CHECKING:
     from seckill.ledger.run import Written
 
-__all__ = ["check_ledger", "writing"]
+__all__ = ["check_ledger", "check_new", "writing"]
 
 _log = logging.getLogger("seckill.ledger")
 
@@ -39,6 +40,20 @@ def check_ledger(url: str) -> None:
         check_url(url)
     except MissingExtra as error:
         raise InvalidInput("ledger.url", str(error), _REMEDY) from None
+
+
+async def check_new(engine: Engine, ledger: settings.Ledger, sale: str) -> None:
+    """To be asked before a sale is created. Raises InvalidInput for one that Redis has lost, or an
+    id that is used up; Problem when nobody can tell."""
+    if ledger.url:
+        from seckill.ledger import Ledger
+        from seckill.ledger.fence import check_new
+
+        try:
+            async with Ledger(ledger.url) as book:
+                await check_new(engine, book, sale)
+        except (LedgerUnavailable, LedgerRefused) as error:
+            raise Problem(LEDGER_UNAVAILABLE, str(error)) from None
 
 
 @asynccontextmanager

@@ -152,6 +152,9 @@ GATE_UNAVAILABLE: Final = Kind(
 KEYS_UNAVAILABLE: Final = Kind(
     503, "keys_unavailable", "the mall's keys cannot be fetched; nothing was done"
 )
+LEDGER_UNAVAILABLE: Final = Kind(
+    503, "ledger_unavailable", "the ledger cannot be asked about this sale; nothing was done"
+)
 SHUTTING_DOWN: Final = Kind(503, "shutting_down", "this intake is not running; nothing was done")
 STORAGE_FULL: Final = Kind(503, "storage_full", "the sale's server is full; nothing was done")
 

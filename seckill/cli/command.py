@@ -39,6 +39,7 @@ __all__ = [
     "RedisUrl",
     "SaleId",
     "Target",
+    "has_ledger",
     "on_engine",
     "open_ledger",
 ]
@@ -144,6 +145,11 @@ class Target(msgspec.Struct, frozen=True):
             "is not named",
             f"give --redis URL or --embedded DIR, or set {REDIS_ENV} or {DATA_ENV}",
         )
+
+
+def has_ledger(url: str | None) -> bool:
+    """Whether an option or the environment names a ledger."""
+    return bool(url or os.environ.get(LEDGER_ENV))
 
 
 def open_ledger(url: str | None, *, new: bool = False) -> Ledger:

@@ -11,7 +11,7 @@ import msgspec
 import typer
 from rich.text import Text
 
-from seckill.cli.command import LedgerUrl, SaleId, on_engine, open_ledger
+from seckill.cli.command import LedgerUrl, SaleId, has_ledger, on_engine, open_ledger
 from seckill.cli.ledger_sale import known_sale
 from seckill.cli.output import Output, countdown, moment, new_table, outcome_data, warn
 from seckill.cli.stock import stock_table
@@ -44,11 +44,17 @@ async def create(
         bool,
         typer.Option("--now", help="For trying: let it begin at this moment and last as long."),
     ] = False,
+    ledger: LedgerUrl = None,
 ) -> int:
-    """Create a sale from a TOML file."""
+    """Create a sale from a TOML file. With a ledger, one that Redis has lost is not made anew."""
     sale, now_ms = load_sale(file), await engine.now_ms()
     if now:
         sale = _moved(sale, now_ms)
+    if has_ledger(ledger):
+        from seckill.ledger.fence import check_new
+
+        async with open_ledger(ledger, new=True) as book:
+            await check_new(engine, book, sale.id)
     outcome = await engine.create(sale)
     if not outcome.ok:
         said = _EXISTS_OTHERWISE if outcome.status is Status.CONFLICT else ""

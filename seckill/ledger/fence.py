@@ -15,6 +15,7 @@ import msgspec
 from sqlalchemy import func, select
 
 from seckill.engine import CLOCK_JUMP_MS, Engine
+from seckill.errors import InvalidInput, UnknownSale
 from seckill.keys import SALES as SALES_KEY
 from seckill.keys import shard_keys
 from seckill.ledger.database import our_errors
@@ -23,7 +24,7 @@ from seckill.ledger.rows import Known
 from seckill.ledger.tables import EVENTS, SALES
 from seckill.status import Status
 
-__all__ = ["Fenced", "check", "fence"]
+__all__ = ["Fenced", "check", "check_new", "fence"]
 
 SEEN_MS: Final = 60_000
 """How old the time may get at which Redis was last seen, while nothing happens in a sale."""
@@ -60,6 +61,24 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
             found = await fence(engine, ledger, sale, made)
             fenced += [found] if found else []
     return fenced
+
+
+async def check_new(engine: Engine, ledger: Ledger, sale: str) -> None:
+    """To be asked before a sale is created. Raises InvalidInput when the ledger knows it and Redis
+    does not: it was lost, and its units would be sold a second time; or it was removed, and the
+    ledger would take none of its events."""
+    try:
+        row = await ledger.sale(sale)
+    except UnknownSale:
+        return
+    client = engine._calls.client
+    if await engine._calls.attempt(lambda: client.exists(shard_keys(sale)[0])):
+        return
+    if row["removed_at_ms"]:
+        raise InvalidInput("id", f"{sale!r} was a sale that is over and removed", "take another id")
+    last_seq, _ = await ledger.last(sale)
+    problem = f"Redis has lost {sale!r}, of which the ledger has {last_seq:,} events"
+    raise InvalidInput("id", problem, f"bring it back with `seckill rebuild {sale}`")
 
 
 async def fence(engine: Engine, ledger: Ledger, sale: str, made: bytes | None) -> Fenced | None:

@@ -375,7 +375,7 @@ def test_every_exception() -> None:
         for error, kind in problems.RAISED.items()
         if error is not SeckillError and error.__name__ not in at_start
     }
-    all_guides = "".join(map(text_of, (*GUIDES, "handoff", "recovery")))
+    all_guides = "".join(map(text_of, GUIDES + LEDGER_GUIDES))
     assert [name for name in errors.__all__ if name not in all_guides] == []
 
 

@@ -95,12 +95,11 @@ def test_every_code_is_described(document: dict[str, Any]) -> None:
     told: set[str] = set()
     for operation in OPERATIONS.values():
         told |= {kind.code for kind in (*operation.good, *operation.problems)}
-    # No operation's own: the first two are answers to what is none, FENCED is not built yet, and
-    # the last is between the reaper and Redis.
+    # No operation's own: the first two are answers to what is none, and the last is between the
+    # reaper and Redis.
     assert {code for code, _ in listed} - told == {
         "not_found",
         "method_not_allowed",
-        "fenced",
         "clock_jump",
     }
 

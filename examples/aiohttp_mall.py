@@ -23,7 +23,7 @@ SALE = os.environ.get("SECKILL_SALE", "evening-2026-11-28")
 SECRET = os.environ["MALL_SECRET"].encode()
 MOVE_ORDER = """
 INSERT INTO orders VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
-    version = excluded.version, state = excluded.state WHERE excluded.version > version
+    seq = excluded.seq, state = excluded.state WHERE excluded.seq > seq
 """
 ENGINE = web.AppKey("engine", Engine)
 
@@ -83,7 +83,7 @@ async def show(request: web.Request) -> web.Response:
 
 def database() -> sqlite3.Connection:
     db = sqlite3.connect(os.environ.get("MALL_DB", "mall.db"), timeout=10)
-    db.execute("CREATE TABLE IF NOT EXISTS orders (id PRIMARY KEY, version, state, buyer)")
+    db.execute("CREATE TABLE IF NOT EXISTS orders (id PRIMARY KEY, seq, state, buyer)")
     return db
 
 
@@ -91,11 +91,11 @@ def record(batch: list[Event]) -> None:
     with database() as db:  # Commits, or rolls back and raises.
         for event in batch:
             if order := event.order:
-                db.execute(MOVE_ORDER, (order.id, order.version, order.state, order.buyer))
+                db.execute(MOVE_ORDER, (order.id, event.seq, order.state, order.buyer))
 
 
 async def work(engine: Engine) -> None:
-    """Hands every order on, at least once; an order's version makes a repeat harmless. Processes of
+    """Hands every order on, at least once; the event's number makes a repeat harmless. Processes of
     one group share the events."""
     while True:
         try:

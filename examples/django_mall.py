@@ -26,10 +26,10 @@ from seckill.sync import Engine
 
 SALE = os.environ.get("SECKILL_SALE", "evening-2026-11-28")
 SECRET = os.environ["MALL_SECRET"]
-ORDERS = "CREATE TABLE IF NOT EXISTS orders (id varchar(26) PRIMARY KEY, version, state, buyer)"
+ORDERS = "CREATE TABLE IF NOT EXISTS orders (id varchar(26) PRIMARY KEY, seq, state, buyer)"
 MOVE_ORDER = """
 INSERT INTO orders VALUES (%s, %s, %s, %s) ON CONFLICT (id) DO UPDATE SET
-    version = excluded.version, state = excluded.state WHERE excluded.version > version
+    seq = excluded.seq, state = excluded.state WHERE excluded.seq > seq
 """
 
 settings.configure(
@@ -140,7 +140,7 @@ urlpatterns = [
 
 
 def work() -> None:
-    """Hands every order on, at least once; an order's version makes a repeat harmless. In a project
+    """Hands every order on, at least once; the event's number makes a repeat harmless. In a project
     of yours: the `handle` of a management command."""
     with connection.cursor() as db:
         db.execute(ORDERS)
@@ -148,7 +148,7 @@ def work() -> None:
             with transaction.atomic():  # Over before the next batch is asked for.
                 for event in batch:
                     if order := event.order:
-                        db.execute(MOVE_ORDER, [order.id, order.version, order.state, order.buyer])
+                        db.execute(MOVE_ORDER, [order.id, event.seq, order.state, order.buyer])
 
 
 django.setup()

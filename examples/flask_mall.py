@@ -21,7 +21,7 @@ SALE = os.environ.get("SECKILL_SALE", "evening-2026-11-28")
 SECRET = os.environ["MALL_SECRET"]
 MOVE_ORDER = """
 INSERT INTO orders VALUES (?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET
-    version = excluded.version, state = excluded.state WHERE excluded.version > version
+    seq = excluded.seq, state = excluded.state WHERE excluded.seq > seq
 """
 
 # It starts with the first call in each worker process, so it may stand here, before gunicorn forks.
@@ -32,7 +32,7 @@ app.secret_key = SECRET
 
 def database() -> sqlite3.Connection:
     db = sqlite3.connect(os.environ.get("MALL_DB", "mall.db"), timeout=10)
-    db.execute("CREATE TABLE IF NOT EXISTS orders (id PRIMARY KEY, version, state, buyer)")
+    db.execute("CREATE TABLE IF NOT EXISTS orders (id PRIMARY KEY, seq, state, buyer)")
     return db
 
 
@@ -97,13 +97,13 @@ def show(order: str) -> dict[str, str]:
 
 
 def work() -> None:
-    """Hands every order on, at least once; an order's version makes a repeat harmless."""
+    """Hands every order on, at least once; the event's number makes a repeat harmless."""
     db = database()
     for batch in engine.events(SALE, "mall"):
         with db:  # Committed before the next batch is asked for, which acknowledges this one.
             for event in batch:
                 if order := event.order:
-                    row = (order.id, order.version, order.state, order.buyer)
+                    row = (order.id, event.seq, order.state, order.buyer)
                     db.execute(MOVE_ORDER, row)
 
 

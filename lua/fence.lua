@@ -1,6 +1,7 @@
 --[[
 fence: stops a sale of which this server has lost something that the ledger has: all of it, or its
-newest events, or it is another sale that was made anew under the same id. Nothing is sold, paid for
+newest events, or it is another sale that was made anew under the same id; or any sale, if somebody
+gives a reason. Nothing is sold, paid for
 or expired any more until `seckill rebuild` has brought it back; nothing else is touched, and the
 state it had stands in fenced_state. A sale that is not there gets a header without stock, so that
 nobody makes it anew. Repeating it changes nothing. Works at maxmemory.
@@ -10,6 +11,7 @@ ARGV     [1] format  [2] made, as it was seen here a moment ago, empty for no su
          [3] made, as the ledger has it  [4] the ledger's last seq  [5] definition id
          [6] definition (JSON)  [7] origin ms  [8] opens ms  [9] ends ms  [10] hold ms  [11] pay ms
          [12] limit per order  [13] limit per buyer  [14] max lapsed  [15] clock jump ms
+         [16] the reason to fence it if nothing is wrong with it, empty for none
 Returns  {status, reason, 1 when this call has fenced it}
 Events   none
 
@@ -18,7 +20,8 @@ sale by now than was seen: look again).
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, seen_made, ledger_made, ledger_seq = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+local format, seen_made, ledger_made, ledger_seq, wanted =
+  tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[16]
 local h = redis.call('HMGET', KEYS[1], 'format', 'made', 'seq', 'state', 'reason')
 if format ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
   return { STATUS.UPGRADE_NEEDED, '', 0 }
@@ -34,6 +37,8 @@ elseif made ~= ledger_made then
   reason = 'made anew: this is not the sale that the ledger has under its id'
 elseif seq < ledger_seq then
   reason = string.format('behind: the ledger has event %d, this server ends at %d', ledger_seq, seq)
+elseif wanted ~= '' then
+  reason = wanted
 else
   return { STATUS.DONE, '', 0 }
 end

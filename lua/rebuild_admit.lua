@@ -2,7 +2,9 @@
 rebuild_admit: takes orders that the ledger does not know into a sale that is being rebuilt, as if
 they were made now: held, as long as stock and limits last, else expired. One that had been released
 or had expired comes back as that; one whose money had gone back already, and for which nothing is
-left, as released. What was paid for them is said again by confirm. A known id is left alone.
+left, as released. What was paid for them is said again by confirm, or by rebuild_due. Each begins
+above the version that it had, so that nobody takes it for a version he has had. A known id is left
+alone.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] format  [2] token of this rebuild
@@ -23,6 +25,9 @@ if format ~= FORMAT then return { STATUS.UPGRADE_NEEDED, {} } end
 if redis.call('HGET', KEYS[1], 'token') ~= token then return { STATUS.CONFLICT, {} } end
 local sale = read_sale(format)
 read_clock(sale)
+-- A version is one digit, and leaves room for 16 payments and all else that may happen. Whoever had
+-- a higher one had payments, which are said again.
+local VERSION_MAX = 15
 
 -- By reserve's rules, whether these units can be held.
 local function can_hold(lines, units, purse, purse_units, lapsed)
@@ -41,7 +46,8 @@ local function admit(id, order, text)
   local lines, units = read_units(order.cart)
   local purse, purse_units, lapsed = read_purse(redis.call('HGET', KEYS[3], order.buyer))
   local before = order.state
-  order.version, order.payments, order.refund = 1, {}, ''
+  order.version = math.min(order.version + 1, VERSION_MAX)
+  order.payments, order.refund = {}, ''
   if before == 'r' or before == 'x' then
     order.state = before
   elseif can_hold(lines, units, purse, purse_units, lapsed) then

@@ -36,6 +36,7 @@ NAMES: Final = (
     "rebuild",
     "rebuild_admit",
     "rebuild_begin",
+    "rebuild_due",
     "rebuild_found",
     "rebuild_load",
     "refund",

@@ -1,6 +1,7 @@
 """Taking old events out of Redis, never past the slowest group: see lua/trim.lua for the rule.
 
-Whoever trims says through which entry the events are safe somewhere else, as a rule in the ledger.
+The ledger is one of the groups, so nothing goes that it has not had. Whoever trims without a ledger
+says through which entry the events are safe somewhere else.
 """
 
 from __future__ import annotations

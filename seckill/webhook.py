@@ -31,7 +31,8 @@ SIGNATURE_HEADER: Final = "Seckill-Signature"
 
 class EventDocument(msgspec.Struct, frozen=True):
     """The body. ``id`` is the idempotency key, ``data`` what its ``kind`` has to say, ``order`` is
-    null for an event of the sale."""
+    null for an event of the sale. An event of an order is to be taken only if its ``seq`` is higher
+    than the last one taken of that order; ``seq`` never goes back, also after a rebuild."""
 
     id: str
     sale: str

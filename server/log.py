@@ -76,6 +76,8 @@ def configure(log: settings.Log) -> None:
         logger.setLevel(logging.NOTSET)
     for name in _SILENCED:
         logging.getLogger(name).disabled = True
+    # It tells of every look at the ledger's tables.
+    logging.getLogger("alembic").setLevel(logging.WARNING)
     logging.captureWarnings(capture=True)
 
 

@@ -74,8 +74,10 @@ def export(
         file.flush()
         return told
 
-    target: AbstractContextManager[BinaryIO] = nullcontext(sys.stdout.buffer)
-    if output is not None:
+    target: AbstractContextManager[BinaryIO]
+    if output is None:
+        target = nullcontext(sys.stdout.buffer)
+    else:
         target = written(output, "--output")
     with target as file:
         told = asyncio.run(main(file))

@@ -20,6 +20,12 @@ def written(path: Path, option: str) -> Iterator[BinaryIO]:
     remedy = "name a file in a folder of yours"
     if path.is_dir():
         raise InvalidInput(option, f"{path} is a folder", remedy)
+    # What a link names stays linked; and a device or a pipe can't be replaced, only written to.
+    path = path.resolve()
+    if path.exists() and not path.is_file():
+        with path.open("wb") as file:
+            yield file
+        return
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:

@@ -12,6 +12,7 @@ from seckill.cli.command import DataDir, Json, LedgerUrl, RedisUrl, on_engine, o
 from seckill.cli.daemon import Config, Once, Sales, read_settings, target_of, until_signal
 from seckill.cli.output import Output, new_table
 from seckill.engine import Engine
+from seckill.errors import UnknownSale
 
 if TYPE_CHECKING:
     from seckill.ledger.run import Written
@@ -67,16 +68,18 @@ def migrate(ledger: LedgerUrl = None, json: Json = False) -> None:
 @app.command("status")
 @on_engine
 async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
-    """Show how far the ledger is with each sale; the exit code is 1 when it is behind."""
+    """Show how far the ledger is with each sale; the exit code is 1 when it is behind, or a sale
+    is fenced."""
     async with open_ledger(ledger) as book:
         here = await engine.sales()
         known = {row["sale"]: row for row in await book.sales()}
         rows = []
         for sale in sorted({*here, *known}):
-            seq = (await engine.snapshot(sale)).seq if sale in here else None
+            seq, state = await _standing(engine, sale) if sale in here else (None, "")
             last, _ = await book.last(sale)
             events, orders = await book.counts(sale)
-            state = known[sale]["state"] if sale in known else "unknown"
+            if not state or state != "fenced":
+                state = known[sale]["state"] if sale in known else "unknown"
             rows.append(
                 {
                     "sale": sale,
@@ -93,7 +96,20 @@ async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
         numbers = (f"{row[name]:,}" for name in ("ledger_seq", "events", "orders"))
         table.add_row(row["sale"], row["state"], at, *numbers)
     out.answer(rows, table if rows else "no sales")
-    return int(any(row["seq"] is not None and row["seq"] > row["ledger_seq"] for row in rows))
+    return int(any(map(_is_wrong, rows)))
+
+
+async def _standing(engine: Engine, sale: str) -> tuple[int | None, str]:
+    try:
+        snapshot = await engine.snapshot(sale)
+    except UnknownSale:
+        return None, ""  # A create that got no further than the list.
+    return snapshot.seq, snapshot.state
+
+
+def _is_wrong(row: dict[str, Any]) -> bool:
+    is_behind = row["seq"] is not None and row["seq"] > row["ledger_seq"]
+    return is_behind or bool(row["state"] == "fenced")
 
 
 async def _keep(

@@ -8,6 +8,7 @@ import msgspec
 import typer
 
 from seckill.cli.command import LedgerUrl, SaleId, on_engine, open_ledger
+from seckill.cli.ledger_sale import known_sale
 from seckill.cli.output import Output, complain, countdown, moment, warn
 from seckill.engine import Engine
 
@@ -31,6 +32,10 @@ async def rebuild(
             help="Take in orders that only Redis knows, as long as stock and limits last.",
         ),
     ] = False,
+    force: Annotated[
+        bool,
+        typer.Option("--force", help="Even if nothing is missing: its keys were edited, say."),
+    ] = False,
     ledger: LedgerUrl = None,
 ) -> int:
     """Bring a sale back that Redis has lost, or lost a part of, from the ledger. It is paused then:
@@ -40,10 +45,11 @@ async def rebuild(
     that the ledger does not know, and nothing was changed: see --admit.
     """
     async with open_ledger(ledger) as book:
+        await known_sale(book, sale)
         # Only this command needs it, and it brings the database's driver.
         from seckill.ledger.rebuild import rebuild as run
 
-        done = await run(engine, book, sale, admit=admit)
+        done = await run(engine, book, sale, admit=admit, force=force)
     data = msgspec.structs.asdict(done) | {"lost_events": done.lost_events}
     if done.unknown:
         if out.json:
@@ -62,16 +68,20 @@ def _refusal(done: Rebuilt) -> str:
     more = done.unknown_count - len(done.unknown)
     names = ", ".join(done.unknown) + (f" and {more:,} more" if more else "")
     return (
-        f"Redis has {done.unknown_count:,} orders of sale {done.sale} that the ledger does not"
+        f"Redis has {_orders(done.unknown_count)} of sale {done.sale} that the ledger does not"
         f" know, or does not know as paid: {names}; nothing was changed. --admit takes them in as"
         " long as stock and limits last"
     )
 
 
+def _orders(count: int) -> str:
+    return "1 order" if count == 1 else f"{count:,} orders"
+
+
 def _told(done: Rebuilt) -> str:
     ago = countdown(done.last_ms, done.at_ms)
     lines = [
-        f"✓ sale {done.sale} was rebuilt: {done.orders:,} orders of the ledger; it is {done.state}",
+        f"✓ sale {done.sale} was rebuilt: {_orders(done.orders)} of the ledger; it is {done.state}",
         f"  what had happened: {done.reason}",
         f"  the ledger ends at event {done.last_seq:,} of {moment(done.last_ms)}, {ago}",
     ]
@@ -84,7 +94,7 @@ def _told(done: Rebuilt) -> str:
         else "  lost: nothing that anybody saw, but perhaps what came after Redis was last seen"
     )
     if done.admitted:
-        taken = f"{done.admitted:,} orders that only Redis knew were taken in"
+        taken = f"taken in, which only Redis knew: {_orders(done.admitted)}"
         lines.append(f"  {taken}, {done.expired:,} of them as expired: no unit was left for these")
     if done.spared_ms > done.at_ms:
         lines.append(f"  no hold lapses before {moment(done.spared_ms)}")

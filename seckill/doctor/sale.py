@@ -136,6 +136,10 @@ def check_sale(sale: SaleReading, reading: Reading) -> list[Finding]:
     if not sale.exists:
         remedy = "create it: `seckill sale create FILE.toml --open` (`seckill sale list`)"
         return [red("sale", f"no sale {sale.id!r} on this server", remedy)]
+    if sale.header.get("state") == "fenced":
+        # What else is wrong with it is what the rebuild mends.
+        seen = f"it is fenced: {sale.header.get('reason', '')}"
+        return [red("sale", seen, f"`seckill rebuild {sale.id}` (docs/recovery.md)")]
     definition, finding = _definition(sale)
     if definition is None:
         return [finding, _keys(sale)]

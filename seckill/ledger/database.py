@@ -73,7 +73,7 @@ def connect(url: str) -> AsyncEngine:
     if at.get_backend_name() != "sqlite":
         # A connection that a restarted database has cut is noticed before it is used.
         options |= {"pool_pre_ping": True, "pool_size": CONNECTIONS}
-    engine = create_async_engine(at, pool_logging_name=_POOL, **options)
+    engine = create_async_engine(at, pool_logging_name=_POOL, hide_parameters=True, **options)
     # It would log a traceback for each connection that breaks; who uses one says so in its words.
     logging.getLogger(f"sqlalchemy.pool.impl.AsyncAdaptedQueuePool.{_POOL}").disabled = True
     if at.get_backend_name() == "sqlite":
@@ -146,9 +146,9 @@ def our_errors() -> Iterator[None]:
         elif _may_pass(error):
             kind = LedgerUnavailable
         raise kind(_words(error, kind)) from error
-    except OverflowError as error:
+    except OverflowError:
         # SQLite's driver, before it asks SQLite.
-        raise RowRefused("a number is too large for its column") from error
+        raise RowRefused("a number is too large for its column") from None
     except OSError as error:
         # A driver that could not even connect.
         said = str(error) or type(error).__name__

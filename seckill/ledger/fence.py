@@ -12,15 +12,22 @@ import time
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import func, select
+from sqlalchemy import and_, func, or_, select
 
 from seckill.engine import CLOCK_JUMP_MS, Engine
-from seckill.errors import InvalidInput, UnknownSale
+from seckill.errors import (
+    InvalidInput,
+    LedgerRefused,
+    LedgerUnavailable,
+    RedisUnavailable,
+    UnknownSale,
+    UpgradeNeeded,
+)
 from seckill.keys import SALES as SALES_KEY
-from seckill.keys import shard_keys
+from seckill.keys import shard_keys, stream_key
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
-from seckill.ledger.rows import Known
+from seckill.ledger.rows import Known, event_row, raw_of
 from seckill.ledger.tables import EVENTS, SALES
 from seckill.status import Status
 
@@ -28,6 +35,9 @@ __all__ = ["Fenced", "check", "check_new", "fence"]
 
 SEEN_MS: Final = 60_000
 """How old the time may get at which Redis was last seen, while nothing happens in a sale."""
+
+ENTRY_MAX: Final = 32
+"""Events that share an entry, see lua/reserve.lua."""
 
 _log = logging.getLogger("seckill.ledger")
 
@@ -43,24 +53,59 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
     """Fences every sale of which Redis has lost something; all sales that are fenced by now.
 
     Also writes down how far Redis is, so that after a loss the ledger knows what it never got.
-    Sales that are settled or removed are left alone. Raises LedgerUnavailable, RedisUnavailable.
+    Sales that are removed are left alone, and of one that is settled nothing can be sold, unless it
+    was made anew. Raises LedgerUnavailable, LedgerRefused, RedisUnavailable.
     """
     rows = await _rows(ledger)
     fenced: list[Fenced] = []
-    for row, header in zip(rows, await _headers(engine, rows), strict=True):
-        sale = row["sale"]
-        if isinstance(header, Exception):
-            _log.warning("sale %s: its header can't be read: %s", sale, header)
+    for row, (header, entries) in zip(rows, await _looks(engine, rows), strict=True):
+        try:
+            found = await _check(engine, ledger, row, header, entries)
+        except (LedgerUnavailable, LedgerRefused, RedisUnavailable):
+            raise
+        except Exception as error:  # noqa: BLE001 - a damaged sale must not hide the others
+            _log.warning("sale %s can't be looked at: %r", row["sale"], error)
             continue
-        seq, made, state, reason = header
-        if state == b"fenced":
-            fenced.append(Fenced(sale, reason.decode()))
-        elif made is not None and made.decode() == row["made"] and int(seq) >= row["last"]:
-            await _note(ledger, row, int(seq))
-        else:
-            found = await fence(engine, ledger, sale, made)
-            fenced += [found] if found else []
+        fenced += [found] if found else []
     return fenced
+
+
+async def _check(
+    engine: Engine, ledger: Ledger, row: dict[str, Any], header: Any, entries: Any
+) -> Fenced | None:
+    for reply in (header, entries):
+        if isinstance(reply, Exception):
+            raise reply
+    sale, (seq, made, state, reason, trimmed) = row["sale"], header
+    if state == b"fenced":
+        return Fenced(sale, (reason or b"").decode())
+    is_same = made is not None and made.decode() == row["made"]
+    if row["state"] == "settled":
+        return None if is_same or made is None else await fence(engine, ledger, sale, made)
+    if not is_same or int(seq) < row["last"]:
+        return await fence(engine, ledger, sale, made)
+    if row["last"] > int(trimmed or 0) and not _has(row, entries):
+        # Perhaps it was trimmed between the two answers.
+        [(header, entries)] = await _looks(engine, [row])
+        if row["last"] > int(header[4] or 0) and not _has(row, entries):
+            forked = f"forked: event {row['last']} is not the one that the ledger has"
+            return await fence(engine, ledger, sale, made, wanted=forked)
+    await _note(ledger, row, int(seq))
+    return None
+
+
+def _has(row: dict[str, Any], entries: Any) -> bool:
+    """Whether Redis has the ledger's last event of a sale. It may have gone back and on again, and
+    then that number is another event's."""
+    for entry_id, fields in entries:
+        for raw in raw_of(entry_id, fields):
+            if raw.seq == row["last"]:
+                return event_row(row["sale"], raw) == {
+                    "sale": row["sale"],
+                    "seq": row["last"],
+                    **{name: row[name] for name in ("at_ms", "kind", "subject", "body")},
+                }
+    return False
 
 
 async def check_new(engine: Engine, ledger: Ledger, sale: str) -> None:
@@ -81,16 +126,27 @@ async def check_new(engine: Engine, ledger: Ledger, sale: str) -> None:
     raise InvalidInput("id", problem, f"bring it back with `seckill rebuild {sale}`")
 
 
-async def fence(engine: Engine, ledger: Ledger, sale: str, made: bytes | None) -> Fenced | None:
+async def fence(
+    engine: Engine, ledger: Ledger, sale: str, made: bytes | None, *, wanted: str = ""
+) -> Fenced | None:
     """Fences one sale if it has to be; None when nothing is wrong with it. ``made`` is what its
-    header was just seen to have, None for no header.
+    header was just seen to have, None for no header; ``wanted`` is a reason to fence it all the
+    same.
 
-    The ledger is asked after that: a rebuild tells the ledger first which sale is the right one, so
-    one that has just been rebuilt is never taken for a wrong one. Raises UnknownSale.
+    The ledger is asked after that: a rebuild tells the ledger first which sale is the right one,
+    so one that has just been rebuilt is never taken for a wrong one. Raises UnknownSale,
+    UpgradeNeeded.
     """
+    row = await ledger.sale(sale)
+    if row["removed_at_ms"]:
+        return None
     known: Known = await ledger.known(sale)
     last_seq, _ = await ledger.last(sale)
     definition = known.sale
+    # First, as when a sale is created. Whoever is on duty must see it, also where the list of sales
+    # was lost as well.
+    client = engine._calls.client
+    await engine._calls.attempt(lambda: client.sadd(SALES_KEY, sale))
     status, reason, new = await engine._calls.run(
         "fence",
         shard_keys(sale),
@@ -108,29 +164,36 @@ async def fence(engine: Engine, ledger: Ledger, sale: str, made: bytes | None) -
         definition.limit_per_buyer,
         definition.max_lapsed,
         CLOCK_JUMP_MS,
+        wanted,
     )
+    if status == Status.UPGRADE_NEEDED:
+        raise UpgradeNeeded(sale)
     if status != Status.FENCED:
         return None
     if new:
         _log.error("sale %s is fenced until `seckill rebuild %s`: %s", sale, sale, reason.decode())
-        # Whoever is on duty must see it, also where the list of sales was lost as well.
-        client = engine._calls.client
-        await engine._calls.attempt(lambda: client.sadd(SALES_KEY, sale))
     return Fenced(sale, reason.decode())
 
 
 async def _rows(ledger: Ledger) -> list[dict[str, Any]]:
-    """What the ledger has of each sale that may still sell, without the bulk of its definition."""
-    last = select(func.max(EVENTS.c.seq)).where(EVENTS.c.sale == SALES.c.sale).scalar_subquery()
+    """What the ledger has of each sale that may still sell, without the bulk of its definition, and
+    its last event."""
+    of = EVENTS.alias()
+    newest = select(func.max(of.c.seq)).where(of.c.sale == SALES.c.sale)
+    last = and_(
+        EVENTS.c.sale == SALES.c.sale,
+        EVENTS.c.seq == newest.correlate(SALES).scalar_subquery(),
+    )
+    # A sale that was closed early would sell again if it were made anew.
+    sells = or_(SALES.c.state != "settled", SALES.c.ends_ms > int(time.time() * 1000))
     query = (
         select(
-            SALES.c.sale,
-            SALES.c.made,
-            SALES.c.seen_seq,
-            SALES.c.seen_at_ms,
-            func.coalesce(last, 0).label("last"),
+            *(SALES.c.sale, SALES.c.made, SALES.c.state, SALES.c.seen_seq, SALES.c.seen_at_ms),
+            func.coalesce(EVENTS.c.seq, 0).label("last"),
+            *(EVENTS.c.at_ms, EVENTS.c.kind, EVENTS.c.subject, EVENTS.c.body),
         )
-        .where(SALES.c.state != "settled", SALES.c.removed_at_ms == 0)
+        .select_from(SALES.outerjoin(EVENTS, last))
+        .where(sells, SALES.c.removed_at_ms == 0)
         .order_by(SALES.c.sale)
     )
     with our_errors():
@@ -138,7 +201,8 @@ async def _rows(ledger: Ledger) -> list[dict[str, Any]]:
             return [dict(row) for row in (await connection.execute(query)).mappings()]
 
 
-async def _headers(engine: Engine, rows: list[dict[str, Any]]) -> list[Any]:
+async def _looks(engine: Engine, rows: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
+    """Of each sale its header, and the entry of the stream in which the ledger's last event is."""
     if not rows:
         return []
     client = engine._calls.client
@@ -146,12 +210,16 @@ async def _headers(engine: Engine, rows: list[dict[str, Any]]) -> list[Any]:
     async def ask() -> list[Any]:
         async with client.pipeline(transaction=False) as pipe:
             for row in rows:
-                words = ("seq", "made", "state", "reason")
+                words = ("seq", "made", "state", "reason", "trimmed_seq")
                 pipe.execute_command("HMGET", shard_keys(row["sale"])[0], *words)
+                at_ms, last = row["at_ms"] or 0, row["last"]
+                # An entry is called by the last of its events.
+                place = (f"{at_ms}-{last}", f"{at_ms}-{last + ENTRY_MAX}")
+                pipe.execute_command("XRANGE", stream_key(row["sale"]), *place, "COUNT", 1)
             return await pipe.execute(raise_on_error=False)
 
     found: list[Any] = await engine._calls.attempt(ask)
-    return found
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 async def _note(ledger: Ledger, row: dict[str, Any], seq: int) -> None:

@@ -142,6 +142,8 @@ async def _retire(ledger: Ledger, sale: str) -> None:
     any_order = select(ORDERS.c.buyer).where(ORDERS.c.sale == sale).limit(1)
     with our_errors():
         async with ledger.engine.begin() as connection:
+            # One process at a time: of two, each would give every buyer a pseudonym of its own.
+            await connection.execute(update(SALES).where(SALES.c.sale == sale).values(sale=sale))
             # One transaction, so one order tells of all.
             first = await connection.scalar(any_order)
             if first is not None and not first.startswith(_RETIRED):

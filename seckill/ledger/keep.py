@@ -145,9 +145,10 @@ class Keeper:
                 # A database that hangs must not hold up the events, nor the end.
                 async with asyncio.timeout(seconds):
                     await chore
-        except SeckillError as error:
+        except Exception as error:  # noqa: BLE001 - a keeper that ended would fence nothing any more
             if what not in self._failing:
-                _log.warning("%s: %s", what, error)
+                said = error if isinstance(error, SeckillError) else repr(error)
+                _log.warning("%s: %s", what, said)
             self._failing.add(what)
         else:
             self._failing.discard(what)

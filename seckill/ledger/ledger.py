@@ -28,6 +28,7 @@ from seckill.stream import SALE_SUBJECT, EventKind
 __all__ = ["Ledger"]
 
 READ_ROWS: int = 2_000
+COMPARED_ROWS: int = 500
 
 
 class Ledger:
@@ -137,17 +138,15 @@ class Ledger:
         self, connection: AsyncConnection, sale: str, rows: list[dict[str, Any]]
     ) -> None:
         """Some of these events were there before: by a redelivery, or are they others?"""
-        by_seq = {row["seq"]: row for row in rows}
-        found = await connection.execute(
-            select(EVENTS).where(
-                EVENTS.c.sale == sale, EVENTS.c.seq.between(rows[0]["seq"], rows[-1]["seq"])
+        for start in range(0, len(rows), COMPARED_ROWS):
+            by_seq = {row["seq"]: row for row in rows[start : start + COMPARED_ROWS]}
+            found = await connection.execute(
+                select(EVENTS).where(EVENTS.c.sale == sale, EVENTS.c.seq.in_(by_seq))
             )
-        )
-        for there in found.mappings():
-            row = by_seq.get(there["seq"])
-            if row is not None and row != dict(there):
-                problem = "the ledger has it with another content"
-                raise LedgerForked(sale, row["seq"], problem)
+            for there in found.mappings():
+                if by_seq[there["seq"]] != dict(there):
+                    problem = "the ledger has it with another content"
+                    raise LedgerForked(sale, there["seq"], problem)
 
     async def seen(self, sale: str, seq: int) -> None:
         """Keeps the highest seq that Redis was seen to have, which says after a loss of Redis how

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 import msgspec
@@ -24,7 +25,7 @@ from sqlalchemy import select, update
 
 from seckill.engine import CLOCK_JUMP_MS, Engine
 from seckill.errors import InvalidInput, LedgerUnavailable, SeckillError, UpgradeNeeded
-from seckill.keys import NAMES, SALES, shard_keys
+from seckill.keys import NAMES, SALES, group_keys, refusals_key, shard_keys
 from seckill.ledger import strangers
 from seckill.ledger.database import our_errors
 from seckill.ledger.fence import fence
@@ -46,6 +47,7 @@ gone out, with their seq as idempotency keys, and been lost in Redis before anyb
 PART: Final = 1_000
 READ: Final = 10_000
 UNKNOWN_SHOWN: Final = 20
+FORCED: Final = "somebody wants it to be rebuilt"
 
 
 class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
@@ -94,12 +96,16 @@ class _Extent(msgspec.Struct, frozen=True):
     events: int
 
 
-async def rebuild(engine: Engine, ledger: Ledger, sale: str, *, admit: bool = False) -> Rebuilt:
+async def rebuild(
+    engine: Engine, ledger: Ledger, sale: str, *, admit: bool = False, force: bool = False
+) -> Rebuilt:
     """Rebuilds one sale; it is paused then, unless it was over. See ``Rebuilt`` for what it says.
 
-    ``admit`` takes in orders that only Redis knows, as long as stock and limits last. Stop the
-    ledger's runners or not: what they write meanwhile makes this fail, never go wrong. Raises
-    UnknownSale, InvalidInput, LedgerUnavailable, and whatever a call to Redis raises.
+    ``force`` rebuilds it even if Redis has all that the ledger has: its keys were edited, or the
+    two tell different stories. ``admit`` takes in orders that only Redis knows, as long as stock
+    and limits last. Stop the ledger's runners or not: what they write meanwhile makes this fail,
+    never go wrong. Raises UnknownSale, InvalidInput, LedgerUnavailable, NotAdmitted, and whatever a
+    call to Redis raises.
     """
     known, row = await ledger.known(sale), await ledger.sale(sale)
     if row["removed_at_ms"]:
@@ -108,8 +114,10 @@ async def rebuild(engine: Engine, ledger: Ledger, sale: str, *, admit: bool = Fa
     made: bytes | None = await engine._calls.attempt(
         lambda: engine._calls.client.hget(shard_keys(sale)[0], "made")
     )
-    found = await fence(engine, ledger, sale, made)
+    found = await fence(engine, ledger, sale, made, wanted=FORCED if force else "")
     if found is None:
+        # A list of sales that was lost is mended even so.
+        await engine._calls.attempt(lambda: engine._calls.client.sadd(SALES, sale))
         return Rebuilt(sale=sale, done=False)
     return await _Rebuild(engine, ledger, known, found.reason).run(admit=admit)
 
@@ -133,6 +141,15 @@ class _Rebuild:
         self._purses = Purses()
 
     async def run(self, *, admit: bool) -> Rebuilt:
+        await strangers.check_definition(self._engine, self._known.sale, self._real)
+        try:
+            return await self._run_all(admit=admit)
+        finally:
+            # Whatever comes of it; and what this can't say is less than what went wrong.
+            with suppress(SeckillError):
+                await self._unlink()
+
+    async def _run_all(self, *, admit: bool) -> Rebuilt:
         # Before the ledger is told, so that of two at the same time it is not told of the one by
         # whom Redis does not go.
         await self._run("rebuild_begin", self._real)
@@ -140,7 +157,7 @@ class _Rebuild:
         await self._claim(made)
         # Read after that: whoever writes to the ledger checks whose sale it is in the same step.
         row, extent = await self._ledger.sale(self._sale), await self._extent()
-        seen_seq = max(extent.last_seq, row["seen_seq"])
+        seen_seq = max(extent.last_seq, row["seen_seq"], await self._last_seq())
         done = Rebuilt(
             sale=self._sale,
             done=False,
@@ -153,7 +170,6 @@ class _Rebuild:
         await self._load()
         others = await strangers.find(self._engine, self._real, self._built)
         if others and not admit:
-            await self._unlink()
             shown = tuple(sorted(other.id for other in others)[:UNKNOWN_SHOWN])
             return msgspec.structs.replace(done, unknown=shown, unknown_count=len(others))
         holes = await self._holes(extent)
@@ -167,12 +183,15 @@ class _Rebuild:
         if now.made != made:
             raise Overtaken(self._sale)
         if now != extent:
-            await self._unlink()
             problem = "the ledger was written to meanwhile; run this again"
             raise LedgerUnavailable(f"sale {self._sale!r} was not rebuilt: {problem}")
-        _, seq, groups = await self._run("rebuild", (*self._real, *self._built), GROUP)
-        client = self._engine._calls.client
+        client, letters = self._engine._calls.client, group_keys(self._sale, GROUP)
+        # Before the swap: whoever finds the sale gone on, finds it in the list of sales as well.
         await self._engine._calls.attempt(lambda: client.sadd(SALES, self._sale))
+        # The ledger's dead letters are of the old stream: their orders were admitted, or are gone.
+        await self._engine._calls.attempt(lambda: client.unlink(letters.dead, letters.again))
+        _, seq, groups = await self._run("rebuild", (*self._real, *self._built), GROUP)
+        await self._bring_refusals(row["refusals"])
         return msgspec.structs.replace(
             done,
             done=True,
@@ -188,6 +207,12 @@ class _Rebuild:
             expired=admitted.expired,
         )
 
+    async def _last_seq(self) -> int:
+        """How far the sale is that is to be replaced: a ledger that was restored from a backup may
+        never have heard of that."""
+        client, key = self._engine._calls.client, self._real[0]
+        return int(await self._engine._calls.attempt(lambda: client.hget(key, "seq")) or 0)
+
     async def _run(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
         reply = await self._engine._calls.run(verb, keys, self._token, *args)
         status = Status(reply[0])
@@ -198,8 +223,18 @@ class _Rebuild:
         return reply
 
     async def _unlink(self) -> None:
-        client = self._engine._calls.client
-        await self._engine._calls.attempt(lambda: client.unlink(*self._built))
+        """Takes away what was built, unless it is another one's by now."""
+        client, token = self._engine._calls.client, self._token.encode()
+        owner = await self._engine._calls.attempt(lambda: client.hget(self._built[0], "token"))
+        if owner == token:
+            await self._engine._calls.attempt(lambda: client.unlink(*self._built))
+
+    async def _bring_refusals(self, counts: str) -> None:
+        """What was refused before the loss, as the ledger has it."""
+        client, key = self._engine._calls.client, refusals_key(self._sale)
+        known: dict[str, int] = msgspec.json.decode(counts or "{}")
+        if known and not await self._engine._calls.attempt(lambda: client.exists(key)):
+            await self._engine._calls.attempt(lambda: client.hset(key, mapping=known))
 
     # -- the ledger ---------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ import secrets
 import socket
 from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import msgspec
 
@@ -26,14 +26,16 @@ from seckill.engine import Engine
 from seckill.errors import (
     EventsTrimmed,
     LedgerForked,
+    LedgerRefused,
     LedgerUnavailable,
-    ScriptFailed,
+    RedisUnavailable,
     SeckillError,
-    ServerFull,
+    UnknownSale,
 )
 from seckill.keys import shard_keys, stream_key
 from seckill.ledger.batch import Batch, batch_of, halves
 from seckill.ledger.database import RowRefused
+from seckill.ledger.fence import fence
 from seckill.ledger.ledger import Ledger
 from seckill.ledger.letters import GROUP, Letters, LettersFull
 from seckill.ledger.rows import Known, Raw
@@ -56,6 +58,8 @@ RECLAIM_MS: Final = 30_000
 COMMIT_S: Final = 15.0
 TROUBLE_MIN_S: Final = 0.1
 TROUBLE_MAX_S: Final = 5.0
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger("seckill.ledger")
 
@@ -119,7 +123,11 @@ class LedgerRunner:
         With ``once`` raises what goes wrong; else it says so in the log and tries again.
         """
         for sale in self._sales:
-            await self._engine.sale(sale)
+            try:
+                await self._engine.sale(sale)
+            except UnknownSale:
+                # One that Redis has lost is to be fenced, see the chores.
+                await self._ledger.sale(sale)
         pool = servers.connect_pool(self._engine.url, connections=4, timeout_s=None)
         client = servers.connect_client(pool)
         trouble_s, told = TROUBLE_MIN_S, ""
@@ -183,21 +191,23 @@ class LedgerRunner:
         for name in set(self._known) - set(names):
             del self._known[name]
         for name in names:
-            await self._pick_up(client, name)
-        for name in self._known:
-            sent = await Letters(client, self._ledger, self._known[name]).send_again()
-            self.written.events += sent
+            await self._tend(client, name)
         if self._chores is not None:
             await self._chores(client)
         self._refresh_at = monotonic() + REFRESH_S
 
-    async def _pick_up(self, client: Any, name: str) -> None:
-        """Gets to know a sale. One whose keys are damaged is left out and holds up no other."""
+    async def _tend(self, client: Any, name: str) -> None:
+        """Gets to know a sale, and tries its dead letters again. One whose keys are damaged is left
+        out and holds up no other."""
         try:
             with servers.our_errors():
                 await self._know(client, name)
-        except (EventsTrimmed, RowRefused, ScriptFailed, ServerFull, ValueError) as error:
-            if self._once:
+                if known := self._known.get(name):
+                    sent = await _in_time(Letters(client, self._ledger, known).send_again())
+                    self.written.events += sent
+        except Exception as error:
+            is_about_all = isinstance(error, (LedgerUnavailable, LedgerRefused, RedisUnavailable))
+            if self._once or (is_about_all and not isinstance(error, RowRefused)):
                 raise
             self._known.pop(name, None)
             self._tell(name, error)
@@ -221,7 +231,7 @@ class LedgerRunner:
         try:
             await _in_time(self._ledger.know(known))
         except LedgerForked as error:
-            self._leave_out(known, error)
+            await self._leave_out(known, error)
             return
         await self._join(client, name)
         self._forked.pop(name, None)
@@ -239,12 +249,16 @@ class LedgerRunner:
             # The ledger had had what was trimmed, and somebody has dropped its group since.
             await join_group(client, name, GROUP, after_trim=True)
 
-    def _leave_out(self, known: Known, error: LedgerForked) -> None:
-        """Nothing more of this sale is written until it was made anew, by `seckill rebuild`."""
+    async def _leave_out(self, known: Known, error: LedgerForked, wanted: str = "") -> None:
+        """Nothing more of this sale is written, and nothing is sold, until it was made anew, by
+        `seckill rebuild`."""
         _log.error("%s", error)
         self._forked[known.sale.id] = known.made
         self._known.pop(known.sale.id, None)
         self.written.forked = tuple(sorted(self._forked))
+        # Not by what the sale is now: it may have been rebuilt since its events were read.
+        made = known.made.encode()
+        await fence(self._engine, self._ledger, known.sale.id, made, wanted=wanted)
 
     def _tell(self, name: str, error: Exception) -> None:
         if self._told.get(name) != str(error):
@@ -333,7 +347,8 @@ class LedgerRunner:
         try:
             await self._persist(todo)
         except LedgerForked as error:
-            self._leave_out(self._known[error.sale], error)
+            forked = f"forked: event {error.seq} is not the one that the ledger has"
+            await self._leave_out(self._known[error.sale], error, forked)
             await self._put(client, todo)
         except (LookupError, ValueError, RowRefused) as error:
             if count == 1:
@@ -380,10 +395,10 @@ class LedgerRunner:
             pass
 
 
-async def _in_time(work: Awaitable[None]) -> None:
+async def _in_time(work: Awaitable[_T]) -> _T:
     """A database that hangs must not hold up the end."""
     try:
         async with asyncio.timeout(COMMIT_S):
-            await work
+            return await work
     except TimeoutError:
         raise LedgerUnavailable(f"the database took longer than {COMMIT_S:.0f} s") from None

@@ -88,10 +88,15 @@ async def selling(stage: Stage) -> None:
     await stage.write()
 
 
-async def wiped(stage: Stage) -> None:
+async def lost(stage: Stage) -> None:
+    """Redis was wiped, and nobody has noticed yet."""
     await selling(stage)
     async with async_client(stage.url) as client:
         await client.flushall()
+
+
+async def wiped(stage: Stage) -> None:
+    await lost(stage)
     await stage.look()
 
 
@@ -207,7 +212,7 @@ async def over(stage: Stage) -> None:
 SCENES: Final[dict[str, Scene]] = {
     scene.__name__.replace("_", "-"): scene
     for scene in (
-        *(selling, wiped, restored, forked, edited, behind, poison, abandoned, rows_gone),
+        *(selling, lost, wiped, restored, forked, edited, behind, poison, abandoned, rows_gone),
         *(ledger_restored, ledger_restored_late, full, over),
     )
 }

@@ -244,6 +244,16 @@ def test_every_kind_of_drift() -> None:
         assert remedy == about.remedy.replace("{sale}", "SALE")
 
 
+def test_every_drift_has_its_chapter() -> None:
+    """Each kind is in one group of docs/recovery.md; `--fix` stands beside those that it mends."""
+    kinds: list[str] = []
+    for names, _, remedy in table("recovery", "kinds", "what happened", "do"):
+        kinds += names.split(", ")
+        for name in names.split(", "):
+            assert DriftKind(name).fixable == ("--fix" in remedy)
+    assert sorted(kinds) == sorted(DriftKind)
+
+
 def test_every_column() -> None:
     """Of the ledger's tables, each is told of, and no other."""
     told = table("handoff", "table", "column")

@@ -22,6 +22,7 @@ from seckill.ledger import Ledger, run
 from seckill.ledger.run import GROUP, LedgerRunner, Written
 from seckill.order import Outcome, Wish
 from seckill.sale import Sale
+from seckill.status import Status
 from tests.databases import DatabaseServer, _children
 from tests.faults.harness import FragileServer
 from tests.ledger.stories import differences, running, until
@@ -333,7 +334,7 @@ async def test_a_damaged_sale_holds_up_no_other(
     assert caplog.text.count(f"sale '{bad.id}' is left out for now") == 1
 
 
-async def test_a_forked_sale_is_left_out(
+async def test_a_forked_sale_is_left_out_and_sells_nothing(
     engine: Engine, ledger: Ledger, client: redis.Redis, caplog: Any
 ) -> None:
     """One made anew under the same id, one whose event the ledger has otherwise."""
@@ -361,6 +362,10 @@ async def test_a_forked_sale_is_left_out(
     assert runner.sales == (good.id,)
     assert {sale: await ledger.sale(sale) for sale in before} == before
     assert (await ledger.counts(edited.id))[0] == 2
-    # Told once each, and acknowledged never.
-    assert caplog.text.count(edited.id) == caplog.text.count(lost.id) == 1
+    for sale, reason in ((lost, "made anew: "), (edited, "forked: event 2 ")):
+        snapshot = await engine.snapshot(sale.id)
+        assert (snapshot.state, snapshot.reason.startswith(reason)) == ("fenced", True)
+        assert (await engine.reserve(sale.id, "b", "k", {"a": 1})).status is Status.FENCED
+        # Told once, and acknowledged never.
+        assert caplog.text.count(f"'{sale.id}', from event ") == 1
     assert group_of(client, edited)["pending"] > 0

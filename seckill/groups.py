@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import msgspec
 
 from seckill.errors import InvalidInput, UnknownSale
-from seckill.keys import group_keys, stream_key
+from seckill.keys import LEDGER_GROUP, group_keys, stream_key
 from seckill.stream import first_seq
 
 if TYPE_CHECKING:
@@ -89,7 +89,8 @@ async def groups_of(engine: Engine, sale: str) -> list[GroupState]:
 async def drop_group(client: Redis, sale: str, group: str, *, force: bool = False) -> Dropped:
     """Forgets a group for good: its place in the stream, its half-done entries, its dead letters.
 
-    Raises InvalidInput for one that does not exist, or that somebody reads unless ``force``;
+    Raises InvalidInput for one that does not exist, or that somebody reads, or the ledger's,
+    unless ``force``;
     UnknownSale, and redis-py's exceptions.
     """
     known = {state.name: state for state in await groups(client, sale)}
@@ -97,6 +98,12 @@ async def drop_group(client: Redis, sale: str, group: str, *, force: bool = Fals
     if state is None:
         names = ", ".join(known) or "none"
         raise InvalidInput("GROUP", f"sale {sale!r} has no group {group!r}", f"there are: {names}")
+    if group == LEDGER_GROUP and not force:
+        raise InvalidInput(
+            "GROUP",
+            "is the ledger's, which would begin anew at the first event that is left",
+            "drop it only for good, with --force",
+        )
     if state.active and not force:
         raise InvalidInput(
             "GROUP",

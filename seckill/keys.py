@@ -7,6 +7,7 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 __all__ = [
+    "LEDGER_GROUP",
     "NAMES",
     "PROBE",
     "SALES",
@@ -20,6 +21,8 @@ __all__ = [
 NAMES: Final = ("sale", "stock", "buyers", "orders", "holds", "paying", "events")
 SALES: Final = "sk:sales"
 """Set of the ids of all sales on this server."""
+LEDGER_GROUP: Final = "ledger"
+"""The consumer group of the SQL ledger in each stream. Nobody else may read by this name."""
 PROBE: Final = "sk:doctor"
 """What `seckill doctor` writes for ten seconds to see how long a write takes."""
 

@@ -89,9 +89,9 @@ SALE_KINDS = {
 class Event(msgspec.Struct, frozen=True):
     """One thing that happened, for ever.
 
-    ``seq`` is dense from 1 within the sale, but for sale_rebuilt, which leaves a gap, and never goes
-    back. Take an event of an order only if its seq is higher than the last one taken of that order:
-    the order's version may be told twice when a sale was rebuilt. ``order`` is the order as this
+    ``seq`` is dense from 1 within the sale, but for sale_rebuilt, which leaves a gap, and never
+    goes back. Take an event of an order only if its seq is higher than the last one taken of that
+    order: its version may be told twice when the sale was rebuilt. ``order`` is the order as this
     event left it, None for events of the sale. ``detail`` depends on the kind:
     the payment id of order_confirmed and refund_due; ``refund id,units returned,limit given back``
     of order_refunded; the definition's JSON of sale_created; the reason of sale_paused;

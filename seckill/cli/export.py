@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import nullcontext
 from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
@@ -74,11 +74,8 @@ def export(
         file.flush()
         return told
 
-    target: AbstractContextManager[BinaryIO]
-    if output is None:
-        target = nullcontext(sys.stdout.buffer)
-    else:
-        target = written(output, "--output")
+    # stdout is only looked at if it is the file.
+    target = nullcontext(sys.stdout.buffer) if output is None else written(output, "--output")
     with target as file:
         told = asyncio.run(main(file))
     # On stderr where stdout is the file itself.

@@ -13,6 +13,8 @@ from seckill.cli.daemon import Config, Once, Sales, read_settings, target_of, un
 from seckill.cli.output import Output, new_table
 from seckill.engine import Engine
 from seckill.errors import UnknownSale
+from seckill.groups import groups_of
+from seckill.keys import LEDGER_GROUP
 
 if TYPE_CHECKING:
     from seckill.ledger.run import Written
@@ -75,10 +77,11 @@ async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
         known = {row["sale"]: row for row in await book.sales()}
         rows = []
         for sale in sorted({*here, *known}):
-            seq, state = await _standing(engine, sale) if sale in here else (None, "")
+            gone: tuple[int | None, str, int] = (None, "", 0)
+            seq, state, waiting = await _standing(engine, sale) if sale in here else gone
             last, _ = await book.last(sale)
             events, orders = await book.counts(sale)
-            if not state or state != "fenced":
+            if state != "fenced":
                 state = known[sale]["state"] if sale in known else "unknown"
             rows.append(
                 {
@@ -86,30 +89,40 @@ async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
                     "state": state,
                     "seq": seq,
                     "ledger_seq": last,
+                    "waiting": waiting,
                     "events": events,
                     "orders": orders,
                 }
             )
-    table = new_table("sale", "state", ">Redis is at", ">ledger is at", ">events", ">orders")
+    table = new_table(
+        *("sale", "state", ">Redis is at", ">ledger is at", ">waiting", ">events", ">orders")
+    )
     for row in rows:
         at = "removed" if row["seq"] is None else f"{row['seq']:,}"
-        numbers = (f"{row[name]:,}" for name in ("ledger_seq", "events", "orders"))
+        numbers = (f"{row[name]:,}" for name in ("ledger_seq", "waiting", "events", "orders"))
         table.add_row(row["sale"], row["state"], at, *numbers)
     out.answer(rows, table if rows else "no sales")
     return int(any(map(_is_wrong, rows)))
 
 
-async def _standing(engine: Engine, sale: str) -> tuple[int | None, str]:
+async def _standing(engine: Engine, sale: str) -> tuple[int | None, str, int]:
+    """How far Redis is, the sale's state, and what the ledger has not acknowledged: events that
+    nobody has taken, and entries that somebody has."""
     try:
         snapshot = await engine.snapshot(sale)
     except UnknownSale:
-        return None, ""  # A create that got no further than the list.
-    return snapshot.seq, snapshot.state
+        return None, "", 0  # A create that got no further than the list.
+    try:
+        groups = await groups_of(engine, sale)
+    except UnknownSale:
+        groups = []  # Its stream is lost.
+    waiting = [each.unread + each.pending for each in groups if each.name == LEDGER_GROUP]
+    return snapshot.seq, snapshot.state, sum(waiting)
 
 
 def _is_wrong(row: dict[str, Any]) -> bool:
     is_behind = row["seq"] is not None and row["seq"] > row["ledger_seq"]
-    return is_behind or bool(row["state"] == "fenced")
+    return is_behind or bool(row["waiting"]) or row["state"] == "fenced"
 
 
 async def _keep(

@@ -83,6 +83,7 @@ class _About(NamedTuple):
 
 _FIX: Final = "seckill reconcile {sale} --fix"
 _REBUILD: Final = "seckill rebuild {sale}"
+_FORCED: Final = _REBUILD + " --force"
 _EDITED: Final = (
     "find out who writes to the sale's keys in Redis; to put the ledger's story there, "
 )
@@ -149,26 +150,26 @@ KINDS: Final[dict[DriftKind, _About]] = {
         True,
     ),
     DriftKind.ORDER_MISSING_IN_REDIS: _About(
-        Side.REDIS, "the ledger has this order, Redis does not", _EDITED + _REBUILD
+        Side.REDIS, "the ledger has this order, Redis does not", _EDITED + _FORCED
     ),
     DriftKind.ORDER_BEHIND_IN_REDIS: _About(
-        Side.REDIS, "Redis' record is of a lower version than the ledger's row", _EDITED + _REBUILD
+        Side.REDIS, "Redis' record is of a lower version than the ledger's row", _EDITED + _FORCED
     ),
     DriftKind.ORDER_DIFFERS: _About(
         Side.UNKNOWN,
         "the same version of this order reads differently on the two sides: one was edited",
-        _EDITED + _REBUILD,
+        _EDITED + _FORCED,
     ),
     DriftKind.ORDER_UNREADABLE: _About(
-        Side.REDIS, "Redis holds something that is no record of an order", _EDITED + _REBUILD
+        Side.REDIS, "Redis holds something that is no record of an order", _EDITED + _FORCED
     ),
     DriftKind.STOCK_DIFFERS: _About(
-        Side.REDIS, "Redis counts other units than its orders hold", _EDITED + _REBUILD
+        Side.REDIS, "Redis counts other units than its orders hold", _EDITED + _FORCED
     ),
     DriftKind.TOTAL_DIFFERS: _About(
         Side.REDIS,
         "an SKU's total in Redis is not what it began with and every change of stock since",
-        _EDITED + _REBUILD,
+        _EDITED + _FORCED,
     ),
     DriftKind.STATE_DIFFERS: _About(
         Side.REDIS,

@@ -82,7 +82,8 @@ async def _check(
     is_same = made is not None and made.decode() == row["made"]
     if row["state"] == "settled":
         return None if is_same or made is None else await fence(engine, ledger, sale, made)
-    if not is_same or int(seq) < row["last"]:
+    # What was seen of Redis was there, even if its events never came here.
+    if not is_same or int(seq) < max(row["last"], row["seen_seq"]):
         return await fence(engine, ledger, sale, made)
     if row["last"] > int(trimmed or 0) and not _has(row, entries):
         # Perhaps it was trimmed between the two answers.
@@ -141,7 +142,7 @@ async def fence(
     if row["removed_at_ms"]:
         return None
     known: Known = await ledger.known(sale)
-    last_seq, _ = await ledger.last(sale)
+    last_seq = max((await ledger.last(sale))[0], row["seen_seq"])
     definition = known.sale
     # First, as when a sale is created. Whoever is on duty must see it, also where the list of sales
     # was lost as well.

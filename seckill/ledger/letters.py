@@ -12,6 +12,7 @@ import msgspec
 
 from seckill.dead import DEAD_MAX, Letter
 from seckill.errors import LedgerForked, LedgerRefused, SeckillError
+from seckill.keys import LEDGER_GROUP as GROUP
 from seckill.keys import group_keys
 from seckill.ledger.database import RowRefused
 from seckill.ledger.ledger import Ledger
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
 __all__ = ["GROUP", "Letters", "LettersFull"]
 
-GROUP: Final = "ledger"
 _CAUSE_MAX: Final = 300
 _WORD: Final = re.compile(r"[a-z_]{1,20}").fullmatch
 

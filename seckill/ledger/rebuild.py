@@ -232,7 +232,7 @@ class _Rebuild:
     async def _bring_refusals(self, counts: str) -> None:
         """What was refused before the loss, as the ledger has it."""
         client, key = self._engine._calls.client, refusals_key(self._sale)
-        known: dict[str, int] = msgspec.json.decode(counts or "{}")
+        known: dict[Any, Any] = msgspec.json.decode(counts or "{}")
         if known and not await self._engine._calls.attempt(lambda: client.exists(key)):
             await self._engine._calls.attempt(lambda: client.hset(key, mapping=known))
 

@@ -25,8 +25,8 @@ from seckill import redis as servers
 from seckill.engine import Engine
 from seckill.errors import SeckillError
 from seckill.groups import groups
+from seckill.keys import LEDGER_GROUP, group_keys, refusals_key, shard_keys
 from seckill.keys import SALES as SALES_KEY
-from seckill.keys import group_keys, refusals_key, shard_keys
 from seckill.ledger.archive import write_archive
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
@@ -41,7 +41,6 @@ __all__ = ["CannotRemove", "Removed", "remove", "remove_settled"]
 
 _log = logging.getLogger("seckill.ledger")
 
-LEDGER_GROUP: Final = "ledger"
 # They may have keys without having read anything.
 _OWN_GROUPS: Final = (LEDGER_GROUP, "webhook")
 

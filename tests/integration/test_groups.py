@@ -16,8 +16,8 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, Refused, UnknownSale
 from seckill.groups import ACTIVE_MS, GroupState, drop_group, groups
-from seckill.keys import group_keys, stream_key
-from seckill.stream import Event
+from seckill.keys import LEDGER_GROUP, group_keys, stream_key
+from seckill.stream import Event, make_group
 from seckill.trim import trim
 from tests.conftest import MakeSale
 from tests.support import new_sale_id, rewind
@@ -166,3 +166,15 @@ def test_what_doctor_says(
     }
     finding = check_groups([GroupState(**(plain | fields))], "s", 1_000_000, wanted)
     assert (finding.level, said in finding.seen) == (level, True), finding
+
+
+async def test_the_ledgers_group_is_not_dropped_by_the_way(
+    engine: Engine, open_sale: MakeSale
+) -> None:
+    sale = await open_sale({"a": 1})
+    client = engine._calls.client
+    await make_group(client, stream_key(sale.id), LEDGER_GROUP)
+    with pytest.raises(InvalidInput, match="--force"):
+        await drop_group(client, sale.id, LEDGER_GROUP)
+    assert [state.name for state in await groups(client, sale.id)] == [LEDGER_GROUP]
+    assert (await drop_group(client, sale.id, LEDGER_GROUP, force=True)).unread > 0

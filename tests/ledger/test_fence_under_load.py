@@ -61,6 +61,22 @@ async def test_what_has_gone_back_and_on_again(engine: Engine, ledger: Ledger) -
     assert (await engine.reserve(sale.id, "x", "k", {"a": 1})).status is Status.FENCED
 
 
+async def test_what_was_seen_and_never_written(engine: Engine, ledger: Ledger) -> None:
+    """The ledger was behind, and yet it knew how far Redis was."""
+    sale = await written(engine, ledger)
+    await LedgerRunner(engine, ledger, sales=[sale.id], once=True).run()
+
+    async def sell_and_look() -> None:
+        for number in range(10):
+            await engine.reserve(sale.id, f"lost{number}", "k", {"a": 1})
+        assert await fence.check(engine, ledger) == []
+
+    await go_back(engine, sale, sell_and_look)
+    await engine.reserve(sale.id, "new", "k", {"a": 1})
+    [fenced] = await fence.check(engine, ledger)
+    assert fenced.reason.startswith("behind: ")
+
+
 async def test_a_sale_that_goes_on_is_not_taken_for_another(engine: Engine, ledger: Ledger) -> None:
     """Whatever the ledger's last event is: of the sale, of an order, in the midst of an entry; and
     when it was trimmed."""

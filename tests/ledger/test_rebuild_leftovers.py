@@ -297,6 +297,7 @@ async def test_another_definition_is_refused_before_anything_is_done(
     # What it says to do is enough.
     client.unlink(orders)
     assert (await rebuild(engine, ledger, sale.id)).done
+    await engine._forget(await engine._shard(sale.id))
     await proved(engine, ledger, sale.id)
 
 

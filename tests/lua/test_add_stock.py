@@ -6,6 +6,7 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 
 
 def upgrade_needed(core: Core) -> Status:
@@ -31,6 +32,7 @@ def closed(core: Core) -> Status:
 SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.add_stock(0, 1)[0],
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: lambda core: fenced(core.begin()).add_stock(0, 1)[0],
     Status.STALE_DEFINITION: stale_definition,
     Status.ALREADY: lambda core: again(core, 0, 1),
     Status.CONFLICT: lambda core: again(core, 0, 2),

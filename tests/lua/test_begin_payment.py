@@ -6,6 +6,7 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import HOLD_MS, PAY_MS, Core, header_answers
+from tests.lua.test_fence import fenced
 
 
 def unknown_order(core: Core) -> Status:
@@ -16,6 +17,11 @@ def upgrade_needed(core: Core) -> Status:
     core.begin().hold()
     core.format = 2
     return core.begin_payment("o1").status
+
+
+def is_fenced(core: Core) -> Status:
+    core.begin().hold()
+    return fenced(core).begin_payment("o1").status
 
 
 def after(core: Core, *verbs: str) -> Status:
@@ -32,6 +38,7 @@ def expired(core: Core) -> Status:
 SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.begin_payment("o1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: is_fenced,
     Status.UNKNOWN_ORDER: unknown_order,
     Status.ALREADY: lambda core: after(core, "begin_payment"),
     Status.CONFIRMED: lambda core: after(core, "confirm"),

@@ -6,12 +6,18 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import HOLD_MS, PAY_MS, Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 
 
 def upgrade_needed(core: Core) -> Status:
     core.begin().hold()
     core.format = 2
     return core.confirm("o1", "p1").status
+
+
+def is_fenced(core: Core) -> Status:
+    core.begin().hold()
+    return fenced(core).confirm("o1", "p1").status
 
 
 def refunded(core: Core) -> Status:
@@ -34,6 +40,7 @@ def too_many(core: Core) -> Status:
 SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.confirm("o1", "p1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: is_fenced,
     Status.UNKNOWN_ORDER: lambda core: core.begin().confirm("o1", "p1").status,
     Status.ALREADY: lambda core: core.confirm(core.begin().paid(), "p1").status,
     Status.REFUNDED: refunded,

@@ -6,6 +6,7 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import CLOCK_JUMP_MS, HOLD_MS, PAY_MS, Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 
 
 def upgrade_needed(core: Core) -> Status:
@@ -22,6 +23,7 @@ def clock_jump(core: Core) -> Status:
 SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.expire().status,
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: lambda core: fenced(core.begin()).expire().status,
     Status.CLOCK_JUMP: clock_jump,
     Status.DONE: lambda core: core.begin().expire().status,
 }

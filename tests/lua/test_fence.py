@@ -13,15 +13,23 @@ from tests.lua.core import CLOCK_JUMP_MS, DEFINITION_ID, HOLD_MS, PAY_MS, Core, 
 MADE = "run:1"
 
 
-def fence(core: Core, *, seen: str | None = None, made: str = MADE, seq: int = 0) -> list[Any]:
-    """``seen`` is what the header has, where nothing else is said."""
+def fence(
+    core: Core, *, seen: str | None = None, made: str = MADE, seq: int = 0, wanted: str = ""
+) -> list[Any]:
+    """``seen`` is what the header has, where nothing else is said; ``wanted`` somebody's reason."""
     if seen is None:
         seen = (core.client.hget(core.keys[0], "made") or b"").decode()  # type: ignore[union-attr]
     numbers = (1, 1, 2_000_000_000_000, HOLD_MS, PAY_MS, 0, 0, 0, CLOCK_JUMP_MS)
     status, reason, new = core.run(
-        "fence", seen, made, seq, DEFINITION_ID, '{"title":"x"}', *numbers
+        "fence", seen, made, seq, DEFINITION_ID, '{"title":"x"}', *numbers, wanted
     )
     return [Status(status), reason.decode(), new]
+
+
+def fenced(core: Core) -> Core:
+    """The same sale, of which the ledger has more than there is here."""
+    assert fence(core, seq=99)[0] is Status.FENCED
+    return core
 
 
 @pytest.fixture
@@ -56,6 +64,31 @@ def test_a_sale_with_less_is_fenced_and_only_its_state_changes(
     after = sale.dump()
     changed = {b"state": b"fenced", b"reason": reason.encode(), b"fenced_state": b"open"}
     assert after == before | {"sale": before["sale"] | changed}
+
+
+def test_a_sale_that_is_as_the_ledger_has_it_is_fenced_for_a_reason(sale: Core) -> None:
+    sale.hold()
+    before = sale.dump()
+    assert fence(sale, seen="run:0", seq=3, wanted="why") == [Status.DONE, "", 0]
+    assert sale.dump() == before
+    assert fence(sale, seq=3, wanted="why") == [Status.FENCED, "why", 1]
+    # The first reason stays.
+    assert fence(sale, seq=3, wanted="another") == [Status.FENCED, "why", 0]
+    assert fence(sale, seq=99) == [Status.FENCED, "why", 0]
+    changed = {b"state": b"fenced", b"reason": b"why", b"fenced_state": b"open"}
+    assert sale.dump() == before | {"sale": before["sale"] | changed}
+    assert sale.reserve(Wish("o9", "eve")) == [Status.FENCED]
+
+
+@pytest.mark.parametrize(
+    ("made", "seq", "word"), [(MADE, 99, "behind:"), ("run:0", 0, "made anew:")]
+)
+def test_what_is_wrong_is_told_before_somebodys_reason(
+    sale: Core, made: str, seq: int, word: str
+) -> None:
+    status, reason, new = fence(sale, made=made, seq=seq, wanted="why")
+    assert (status, new) == (Status.FENCED, 1)
+    assert reason.startswith(word)
 
 
 def test_a_sale_that_is_gone_gets_a_header_and_nothing_else(core: Core) -> None:

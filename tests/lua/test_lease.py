@@ -8,6 +8,7 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 from tests.support import HOUR_MS
 
 LEASE_MS = 900
@@ -46,6 +47,7 @@ def ended(core: Core) -> Core:
 SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core,
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: lambda core: fenced(core.begin((0, 0))),
     Status.STALE_DEFINITION: stale,
     Status.PAUSED: paused,
     Status.NOT_OPEN: created,

@@ -6,12 +6,18 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 
 
 def upgrade_needed(core: Core) -> Status:
     core.begin().paid()
     core.format = 2
     return core.refund("o1").status
+
+
+def is_fenced(core: Core) -> Status:
+    core.begin().paid()
+    return fenced(core).refund("o1").status
 
 
 def twice(core: Core, refund: str, units: int = 1, limit: int = 1) -> Status:
@@ -22,6 +28,7 @@ def twice(core: Core, refund: str, units: int = 1, limit: int = 1) -> Status:
 SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.refund("o1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: is_fenced,
     Status.UNKNOWN_ORDER: lambda core: core.begin().refund("o1").status,
     Status.ALREADY: lambda core: twice(core, "r1"),
     Status.CONFLICT: lambda core: twice(core, "r1", 0),

@@ -6,12 +6,18 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import HOLD_MS, Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 
 
 def upgrade_needed(core: Core) -> Status:
     core.begin().hold()
     core.format = 2
     return core.release("o1").status
+
+
+def is_fenced(core: Core) -> Status:
+    core.begin().hold()
+    return fenced(core).release("o1").status
 
 
 def refunded(core: Core) -> Status:
@@ -27,6 +33,7 @@ def already(core: Core) -> Status:
 SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.release("o1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: is_fenced,
     Status.UNKNOWN_ORDER: lambda core: core.begin().release("o1").status,
     Status.ALREADY: already,
     Status.CONFIRMED: lambda core: core.release(core.begin().paid()).status,

@@ -6,6 +6,7 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import HOLD_MS, Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 
 
 def exists(core: Core) -> Status:
@@ -67,6 +68,7 @@ SCENARIOS = {
     Status.CONFLICT: conflict,
     Status.UNKNOWN_SALE: only,
     Status.UPGRADE_NEEDED: upgrade_needed,
+    Status.FENCED: lambda core: only(fenced(core.begin())),
     Status.STALE_DEFINITION: stale_definition,
     Status.UNKNOWN_SKU: lambda core: only(core.begin(), Wish("o1", cart="2")),
     Status.PAUSED: paused,

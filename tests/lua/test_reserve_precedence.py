@@ -12,12 +12,14 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import Core, Wish, header_text
+from tests.lua.test_fence import fenced
 
 # The order of the header, written again. EXISTS and CONFLICT share the first place.
 PRECEDENCE = (
     Status.EXISTS,
     Status.UNKNOWN_SALE,
     Status.UPGRADE_NEEDED,
+    Status.FENCED,
     Status.STALE_DEFINITION,
     Status.UNKNOWN_SKU,
     Status.PAUSED,
@@ -56,6 +58,7 @@ CONDITIONS = {
     Status.EXISTS: Condition(keys=known),
     Status.UNKNOWN_SALE: Condition(keys=lambda core: core.client.delete(core.keys[0])),
     Status.UPGRADE_NEEDED: Condition(header={"format": 2}),
+    Status.FENCED: Condition(keys=fenced),
     Status.STALE_DEFINITION: Condition(definition_id="another"),
     Status.UNKNOWN_SKU: Condition(wish={"cart": CART + ",9"}),
     Status.PAUSED: Condition(header={"state": "paused"}),

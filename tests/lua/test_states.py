@@ -8,6 +8,7 @@ import pytest
 
 from seckill.status import Status
 from tests.lua.core import Core, Wish, header_answers
+from tests.lua.test_fence import fenced
 
 VERBS: dict[str, Callable[[Core], Status]] = {
     "open": lambda core: core.open(),
@@ -23,6 +24,7 @@ WAYS: dict[str, tuple[str, ...]] = {
     "paused": ("create", "open", "pause"),
     "closed": ("create", "open", "hold", "close"),
     "settled": ("create", "open", "close"),
+    "fenced": ("create", "open", "hold", "fence"),
 }
 
 # For each verb: state → answer, and the state after it where it changes.
@@ -33,6 +35,7 @@ ANSWERS: dict[str, dict[str, tuple[Status, str]]] = {
         "paused": (Status.PAUSED, "paused"),
         "closed": (Status.CLOSED, "closed"),
         "settled": (Status.CLOSED, "settled"),
+        "fenced": (Status.FENCED, "fenced"),
     },
     "pause": {
         "created": (Status.NOT_OPEN, "created"),
@@ -40,6 +43,7 @@ ANSWERS: dict[str, dict[str, tuple[Status, str]]] = {
         "paused": (Status.ALREADY, "paused"),
         "closed": (Status.CLOSED, "closed"),
         "settled": (Status.CLOSED, "settled"),
+        "fenced": (Status.FENCED, "fenced"),
     },
     "resume": {
         "created": (Status.NOT_OPEN, "created"),
@@ -47,6 +51,7 @@ ANSWERS: dict[str, dict[str, tuple[Status, str]]] = {
         "paused": (Status.DONE, "open"),
         "closed": (Status.CLOSED, "closed"),
         "settled": (Status.CLOSED, "settled"),
+        "fenced": (Status.FENCED, "fenced"),
     },
     "close": {
         "created": (Status.DONE, "settled"),
@@ -54,13 +59,14 @@ ANSWERS: dict[str, dict[str, tuple[Status, str]]] = {
         "paused": (Status.DONE, "settled"),
         "closed": (Status.ALREADY, "closed"),
         "settled": (Status.ALREADY, "settled"),
+        "fenced": (Status.FENCED, "fenced"),
     },
 }
 
 
 def bring(core: Core, state: str) -> Core:
     for step in WAYS[state]:
-        getattr(core, step)()
+        fenced(core) if step == "fence" else getattr(core, step)()
     assert core.header("state") == state
     return core
 

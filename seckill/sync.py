@@ -273,14 +273,15 @@ class Engine:
         count: int = 100,
         reclaim_ms: int = 60_000,
         follow: bool = True,
+        after_trim: bool = False,
     ) -> Iterator[list[Event]]:
         """Batches of events for one of a consumer group, from the sale's first event on.
 
         A batch is acknowledged when the next is asked for; leaving the loop before, or dying, hands
         it to another consumer of the group after ``reclaim_ms``, so an event may come twice.
-        ``consumer`` must be unique in the group and defaults to host and process id.
-        ``follow=False`` ends when nothing is left. Raises UnknownSale, and
-        RedisUnavailable when the server goes away: call again, nothing is lost.
+        ``consumer`` must be unique in the group, as host and process id are. ``follow=False`` ends
+        when nothing is left; ``after_trim`` lets a new group begin after what was trimmed. Raises
+        UnknownSale, EventsTrimmed, and RedisUnavailable: then call again, nothing is lost.
         """
         thread = self._running()
         batches = thread.engine.events(
@@ -290,6 +291,7 @@ class Engine:
             count=count,
             reclaim_ms=reclaim_ms,
             follow=follow,
+            after_trim=after_trim,
         )
         return thread.iterate(batches, at_once=1)
 

@@ -27,7 +27,7 @@ import redis
 from seckill import redis as servers
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine as AsyncEngine
-from seckill.errors import EngineClosed, InvalidInput, RedisUnavailable, UnknownSale
+from seckill.errors import EngineClosed, EventsTrimmed, InvalidInput, RedisUnavailable, UnknownSale
 from seckill.keys import stream_key
 from seckill.order import Outcome, State, Wish
 from seckill.sale import Sale
@@ -163,6 +163,16 @@ def test_errors_come_as_they_are(engine: Engine) -> None:
     assert engine.reserve("nope", "ann", "k", {"a": 1}).status is Status.UNKNOWN_SALE
     with pytest.raises(InvalidInput, match="key"):
         engine.reserve("nope", "ann", "", {"a": 1})
+
+
+def test_a_group_may_begin_after_what_was_trimmed(engine: Engine, client: redis.Redis) -> None:
+    sale = open_sale(engine)
+    engine.reserve(sale.id, "ann", "k", {"a": 1})
+    client.xtrim(stream_key(sale.id), maxlen=1, approximate=False)
+    with pytest.raises(EventsTrimmed):
+        next(engine.events(sale.id, "g", follow=False))
+    batches = engine.events(sale.id, "g", follow=False, after_trim=True)
+    assert [event.seq for batch in batches for event in batch] == [3]
 
 
 def test_a_long_history_comes_whole(engine: Engine) -> None:

@@ -31,7 +31,7 @@ from seckill.tally import Histogram
 
 from . import families
 from .problems import ANSWERS as KINDS
-from .problems import BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE, RAISED
+from .problems import BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE, LEDGER_UNAVAILABLE, RAISED
 from .samples import Alone, Sample, Shared, Store, as_metrics
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
@@ -56,7 +56,8 @@ ANSWER_BOUNDS_S: Final = tuple(
 
 # Prometheus does not see the first of a series that begins with it, so what alerts and graphs look
 # for begins at 0.
-_KINDS: Final = (*KINDS.values(), *RAISED.values(), BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE)
+_OURS: Final = (BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE, LEDGER_UNAVAILABLE)
+_KINDS: Final = (*KINDS.values(), *RAISED.values(), *_OURS)
 _FAILED: Final = tuple(sorted({kind.code for kind in _KINDS if kind.http >= 500}))
 _ORDERED: Final = ("created", "sold_out")
 

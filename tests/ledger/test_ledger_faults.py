@@ -6,7 +6,6 @@ SECKILL_FAULT_SEED repeats a run's choice of moments (not its scheduling).
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import random
 import signal
@@ -128,8 +127,9 @@ async def program(code: str, *arguments: str) -> AsyncIterator[asyncio.subproces
         assert process.returncode == 0, stderr.decode()
         assert b"Traceback" not in stderr, stderr.decode()
     finally:
-        with contextlib.suppress(ProcessLookupError):
+        if process.returncode is None:
             process.kill()
+            await process.communicate()
 
 
 class Nursery:

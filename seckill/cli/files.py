@@ -21,21 +21,21 @@ def written(path: Path, option: str) -> Iterator[BinaryIO]:
     if path.is_dir():
         raise InvalidInput(option, f"{path} is a folder", remedy)
     # What a link names stays linked; and a device or a pipe can't be replaced, only written to.
-    path = path.resolve()
-    if path.exists() and not path.is_file():
-        with path.open("wb") as file:
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        with target.open("wb") as file:
             yield file
         return
-    part = path.with_name(path.name + ".part")
+    part = target.with_name(target.name + ".part")
     try:
         with part.open("wb") as file:
             yield file
-        part.replace(path)
+        part.replace(target)
     except OSError as error:
         if error.filename is None and not isinstance(error, BrokenPipeError):
             # A full disk names no file.
-            error.filename = os.fspath(path)
-        if error.filename not in (os.fspath(part), os.fspath(path)):
+            error.filename = os.fspath(target)
+        if error.filename not in (os.fspath(part), os.fspath(target)):
             raise
         problem = f"{path} can't be written: {error.strerror}"
         raise InvalidInput(option, problem, remedy) from None

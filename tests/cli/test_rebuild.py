@@ -10,6 +10,9 @@ import redis
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import shard_keys
+from seckill.ledger import Ledger
+from seckill.ledger.fence import check
+from seckill.ledger.run import LedgerRunner
 from tests.cli.conftest import Seckill
 from tests.support import make_sale
 
@@ -23,9 +26,6 @@ async def lost(server: EmbeddedServer, seckill: Seckill, tmp_path: Path) -> str:
         await engine.open(sale.id)
         for buyer in ("ann", "bob"):
             await engine.reserve(sale.id, buyer, "k", {"a": 1})
-    from seckill.ledger import Ledger
-    from seckill.ledger.run import LedgerRunner
-
     async with (
         Engine(server.url, durability="memory", sweep_ms=0) as engine,
         Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
@@ -64,9 +64,6 @@ def test_from_the_loss_to_its_proof(lost: str, seckill: Seckill, ledger: tuple[s
 async def test_a_fenced_sale_is_seen_everywhere(
     lost: str, seckill: Seckill, engine: Engine, tmp_path: Path
 ) -> None:
-    from seckill.ledger import Ledger
-    from seckill.ledger.fence import check
-
     async with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
         assert [fenced.sale for fenced in await check(engine, ledger)] == [lost]
     shown = seckill("inspect", lost)
@@ -80,15 +77,16 @@ async def test_a_fenced_sale_is_seen_everywhere(
 
 
 @pytest.mark.slow
-def test_orders_that_only_redis_knows_are_named(
-    lost: str, seckill: Seckill, ledger: tuple[str, str], client: redis.Redis
+async def test_orders_that_only_redis_knows_are_named(
+    lost: str, seckill: Seckill, ledger: tuple[str, str], client: redis.Redis, engine: Engine
 ) -> None:
-    client.hset(shard_keys(lost)[0], mapping={"format": 1, "made": "x", "state": "fenced"})
+    async with Ledger(ledger[1]) as book:
+        assert await check(engine, book)
     order = "00" + 22 * "a"
     client.hset(shard_keys(lost)[3], order, "h1------900000|0|eve")
     refused = seckill("rebuild", lost, *ledger)
     assert refused.code == 3, refused.err
-    assert f"Redis has 1 orders of sale {lost} that the ledger does not know" in refused.err
+    assert f"Redis has 1 order of sale {lost} that the ledger does not know" in refused.err
     assert order in refused.err
     assert "--admit" in refused.err
 
@@ -106,7 +104,12 @@ def test_bad_input(seckill: Seckill, arguments: tuple[str, ...], words: str) -> 
     assert words in done.err
 
 
-def test_a_sale_that_the_ledger_does_not_know(seckill: Seckill, ledger: tuple[str, str]) -> None:
+async def test_a_sale_that_the_ledger_does_not_know(
+    seckill: Seckill, ledger: tuple[str, str]
+) -> None:
     done = seckill("rebuild", "evening", *ledger)
-    assert done.code == 1
-    assert "evening" in done.err
+    assert (done.code, "ledger.db does not exist" in done.err) == (2, True)
+    async with Ledger(ledger[1]):
+        pass
+    done = seckill("rebuild", "evening", *ledger)
+    assert (done.code, "the ledger has no sale 'evening'" in done.err) == (2, True)

@@ -198,7 +198,7 @@ HISTORIES: list[tuple[str, str, list[Event]]] = [
     ("sale state", "while the sale is paused", then(rebuilt(HELD), *PAUSED_AGAIN, OTHER[0])),
     ("oversold", "SKU mug: -1 available", then(rebuilt(after(mug=2)), *TWO_MUGS)),
     ("limit", "li has 3 of SKU mug", then(rebuilt(after(mug=2)), *but(HELD, id="o2")[2:])),
-    ("version", "begins as version 2", then(rebuilt(HELD), OTHER[1])),
+    ("version", "begins as version 2", then(rebuilt(HELD), *RESUMED, *but(OTHER[:1], version=2))),
     ("outcome", "never accepted", then(rebuilt(HELD), *RESUMED, OTHER[1])),
     ("outcome", "never accepted", then(rebuilt(HELD), replace(OTHER[1], kind=EventKind.PAYING))),
     ("settled", "while 1 units", HELD + of_sale("sale_closed", "sale_settled 0:2,1:9")),

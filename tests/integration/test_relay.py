@@ -24,6 +24,7 @@ from seckill import webhook
 from seckill.consumer import delivery, journal
 from seckill.consumer.pace import Turns
 from seckill.dead import with_letters
+from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine, Wish
 from seckill.errors import InvalidInput, UnknownSale
 from seckill.keys import group_keys, shard_keys, stream_key
@@ -471,20 +472,30 @@ async def test_memory_is_bounded(
 
 
 async def test_events_come_while_it_runs(
-    engine: Engine, open_sale: MakeSale, receiver: Receiver, monkeypatch: pytest.MonkeyPatch
+    receiver: Receiver, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Also those of sales that are made only then, and of all that are not named."""
+    """Also those of sales that are made only then, and of all that are not named. On a server of
+    its own: other tests' sales may be damaged or trimmed."""
     monkeypatch.setattr("seckill.consumer.runner.REFRESH_S", 0.05)
-    first = await open_sale()
-    async with relaying(engine, endpoint(receiver)):
-        await until(lambda: f"{first.id}:2" in receiver.taken)
-        second = await open_sale()
-        await until(lambda: f"{second.id}:2" in receiver.taken)
-        await sell(engine, first, 2)
-        await sell(engine, second, 2)
-        for sale in (first, second):
-            await receiver.expect(engine, sale.id)
-        await until(lambda: not receiver.unseen(), 5)
+
+    async def opened() -> Sale:
+        sale = make_sale()
+        assert (await engine.create(sale)).ok
+        assert (await engine.open(sale.id)).ok
+        return sale
+
+    with EmbeddedServer(tmp_path, appendfsync="no") as server:
+        async with Engine(server.url, durability="memory", sweep_ms=0) as engine:
+            first = await opened()
+            async with relaying(engine, endpoint(receiver)):
+                await until(lambda: f"{first.id}:2" in receiver.taken)
+                second = await opened()
+                await until(lambda: f"{second.id}:2" in receiver.taken)
+                await sell(engine, first, 2)
+                await sell(engine, second, 2)
+                for sale in (first, second):
+                    await receiver.expect(engine, sale.id)
+                await until(lambda: not receiver.unseen(), 5)
 
 
 async def test_an_idle_relay_waits(

@@ -25,7 +25,7 @@ from sqlalchemy import select, update
 
 from seckill.engine import CLOCK_JUMP_MS, Engine
 from seckill.errors import InvalidInput, LedgerUnavailable, SeckillError, UpgradeNeeded
-from seckill.keys import NAMES, SALES, group_keys, refusals_key, shard_keys
+from seckill.keys import LEDGER_GROUP, NAMES, SALES, group_keys, refusals_key, shard_keys
 from seckill.ledger import strangers
 from seckill.ledger.database import our_errors
 from seckill.ledger.fence import fence
@@ -38,9 +38,8 @@ from seckill.ledger.tables import SALES as SALE_ROWS
 from seckill.status import Status
 from seckill.stream import EventKind
 
-__all__ = ["GROUP", "Rebuilt", "rebuild"]
+__all__ = ["Rebuilt", "rebuild"]
 
-GROUP: Final = "ledger"
 SEQ_GAP: Final = 1_000_000
 """How far the new events are past all that anybody has seen. Events of the last moment may have
 gone out, with their seq as idempotency keys, and been lost in Redis before anybody counted them."""
@@ -185,12 +184,12 @@ class _Rebuild:
         if now != extent:
             problem = "the ledger was written to meanwhile; run this again"
             raise LedgerUnavailable(f"sale {self._sale!r} was not rebuilt: {problem}")
-        client, letters = self._engine._calls.client, group_keys(self._sale, GROUP)
+        client, letters = self._engine._calls.client, group_keys(self._sale, LEDGER_GROUP)
         # Before the swap: whoever finds the sale gone on, finds it in the list of sales as well.
         await self._engine._calls.attempt(lambda: client.sadd(SALES, self._sale))
         # The ledger's dead letters are of the old stream: their orders were admitted, or are gone.
         await self._engine._calls.attempt(lambda: client.unlink(letters.dead, letters.again))
-        _, seq, groups = await self._run("rebuild", (*self._real, *self._built), GROUP)
+        _, seq, groups = await self._run("rebuild", (*self._real, *self._built), LEDGER_GROUP)
         await self._bring_refusals(row["refusals"])
         return msgspec.structs.replace(
             done,

@@ -200,7 +200,13 @@ async def test_a_page_is_not_kept_beyond_the_opening(intake: Intake, looks: Look
     assert (await intake.get(path)).json["phase"] == "not_started"
     left = opens_at - datetime.now(UTC)
     await asyncio.sleep(left.total_seconds() + 0.02)
-    assert (await intake.get(path)).json["phase"] == "selling"
+    page = await intake.get(path)
+    assert looks.snapshots == 2
+    while page.json["phase"] != "selling":
+        # On a busy machine the new look takes longer than a caller waits for it.
+        assert datetime.now(UTC) < opens_at + timedelta(seconds=10)
+        await asyncio.sleep(0.05)
+        page = await intake.get(path)
 
 
 async def test_a_settled_sale_is_looked_at_rarely(intake: Intake, looks: Looks) -> None:

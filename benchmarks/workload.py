@@ -80,9 +80,9 @@ def entry(sale: Sale, buyers: Sequence[str]) -> tuple[Any, ...]:
     count = len(buyers)
     # The columns of prints and attrs are left out when there are no attrs.
     columns = (
+        [int(time() * 1000) + 36_000_000] * count,
         [order_id(sale.id, buyer, KEY) for buyer in buyers],
         buyers,
-        [int(time() * 1000) + 36_000_000] * count,
         ["0"] * count,
     )
     keys = shard_keys(sale.id)

@@ -4,18 +4,21 @@ An accepted order has taken its units, its place in the buyer's limits, its reco
 its event in this one step; a refused one has changed nothing. Of a cart either every line is
 accepted or none. A known id is answered with its record and never taken twice.
 
-KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
+KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events, and in a sale
+         with a queue [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks
 ARGV     [1] format  [2] definition id  [3] the batch in msgpack, at most 1,000 orders, by columns:
-         {order ids, buyers, not_after ms, carts (lib/units), prints, attrs}; the last two are left
-         out when no order of the batch has attrs
+         {not_after ms, order ids, buyers, carts (lib/units), prints, attrs}, and with a queue the
+         step that called each buyer, the ms at which the buyer's token lapses (0: no token), and
+         the ticket's number; without a queue, prints and attrs are left out when no order of the
+         batch has attrs
 Returns  {server time ms (0: no such sale), deadline ms of what was created, answers}: a status for
          each order, or its record where the order exists
 Events   held; up to 32 orders share one stream entry, a field each, and the entry's id carries the
          seq of the last: one XADD an order would be a third of the script's time and 12 bytes more
 
 The first that applies is the answer: EXISTS or CONFLICT (the id is known) → UNKNOWN_SALE →
-UPGRADE_NEEDED → FENCED → STALE_DEFINITION → UNKNOWN_SKU → PAUSED → NOT_OPEN → ENDED → NOT_ALLOWED →
-TOO_LATE → ORDER_LIMIT → SKU_LIMIT → BUYER_LIMIT → SOLD_OUT → INSUFFICIENT → CREATED.
+UPGRADE_NEEDED → FENCED → STALE_DEFINITION → UNKNOWN_SKU → PAUSED → NOT_OPEN → ENDED → TOKEN_NEEDED →
+TOKEN_EXPIRED → UNKNOWN_TICKET → NOT_ALLOWED → TOO_LATE → ORDER_LIMIT → SKU_LIMIT → BUYER_LIMIT → SOLD_OUT → INSUFFICIENT → CREATED.
 ]]
 --@include "lib/status"
 --@include "lib/units"
@@ -23,15 +26,17 @@ TOO_LATE → ORDER_LIMIT → SKU_LIMIT → BUYER_LIMIT → SOLD_OUT → INSUFFIC
 --@include "lib/sale"
 --@include "lib/window"
 local format, definition_id = tonumber(ARGV[1]), ARGV[2]
-local ids, buyers, not_afters, carts, prints, attrs = unpack(cmsgpack.unpack(ARGV[3]))
+local not_afters, ids, buyers, carts, prints, attrs, steps, untils, numbers = unpack(cmsgpack.unpack(ARGV[3]))
 local count = #ids
 local ENTRY_MAX = 32
 local NO_ATTRS = '------'
 
 check_keys()
+if steps then redis.call('HLEN', KEYS[8]) redis.call('HLEN', KEYS[10]) end
 local sale, broken = read_sale(format)
 local known = redis.call('HMGET', KEYS[4], unpack(ids))
 local purses = redis.call('HMGET', KEYS[3], unpack(buyers))
+local tickets = numbers and redis.call('HMGET', KEYS[9], unpack(buyers))
 
 local closed = nil
 if sale then
@@ -132,7 +137,7 @@ end
 -- Tables that have served are used again, because growing new ones costs more than filling them:
 -- `known` becomes the answers, and the front of `ids` the orders accepted.
 local made, purse_at = {}, {}
-local records, purse_pairs, events = {}, {}, {}
+local records, purse_pairs, events, used = {}, {}, {}, {}
 local taken, changed, pending, prefix = 0, 0, 0, string.format('%d-', now_ms)
 local CREATED, TOO_LATE = STATUS.CREATED, STATUS.TOO_LATE
 
@@ -150,6 +155,11 @@ for i = 1, count do
       answer = STATUS.UNKNOWN_SKU
     elseif closed then
       answer = closed
+    elseif untils and untils[i] <= now_ms then
+      answer = untils[i] == 0 and STATUS.TOKEN_NEEDED or STATUS.TOKEN_EXPIRED
+    elseif tickets and tonumber(string.match(tickets[i] or '', '^%d+')) ~= numbers[i] then
+      -- A ticket that was given up takes its token with it, also when the buyer has joined again.
+      answer = STATUS.UNKNOWN_TICKET
     else
       local slot = purse_at[buyer]
       local purse_text = slot and purse_pairs[slot] or purses[i]
@@ -173,6 +183,12 @@ for i = 1, count do
         taken = taken + 1
         ids[taken] = id
         records[2 * taken - 1], records[2 * taken] = id, record
+        if steps and not purse_text then
+          -- A called buyer's first order: the queue learns who comes (lib/pace).
+          local use = used[steps[i]] or { users = 0, units = 0 }
+          use.users, use.units = use.users + 1, use.units + cart.units
+          used[steps[i]] = use
+        end
         if slot then
           purse_pairs[slot] = new_purse
         else
@@ -206,6 +222,14 @@ elseif taken > 0 then
   redis.call('HSET', KEYS[4], unpack(records))
   redis.call('HSET', KEYS[3], unpack(purse_pairs))
   redis.call('RPUSH', KEYS[5], unpack(ids, 1, taken))
+  for step, use in pairs(used) do
+    -- A step that has lapsed by now is counted already.
+    if redis.call('HEXISTS', KEYS[10], step) == 1 then
+      redis.call('HINCRBY', KEYS[10], step .. ':u', use.users)
+    end
+    redis.call('HINCRBY', KEYS[8], 'users', use.users)
+    redis.call('HINCRBY', KEYS[8], 'units', use.units)
+  end
   write_sale(sale)
 end
 return { raw_ms, deadline_ms, known }

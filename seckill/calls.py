@@ -87,6 +87,42 @@ class Calls:
 
         return await self.attempt(call)
 
+    async def run_on_sale(self, verb: str, keys: tuple[str, ...], *args: Any) -> tuple[Any, Any]:
+        """``run``, and the definition id of the sale that was there right after it.
+
+        Raises what ``attempt`` raises.
+        """
+        from redis.exceptions import NoScriptError
+
+        code = script(verb)
+        rest = (len(keys), *keys, FORMAT, *args)
+
+        async def call() -> tuple[Any, Any]:
+            try:
+                return await self._with_definition(keys, "EVALSHA", code.sha, *rest)
+            except NoScriptError:
+                return await self._with_definition(keys, "EVAL", code.source, *rest)
+
+        replies: tuple[Any, Any] = await self.attempt(call)
+        return replies
+
+    async def read_on_sale(self, keys: tuple[str, ...], *command: Any) -> tuple[Any, Any]:
+        """The same for one command."""
+        replies: tuple[Any, Any] = await self.attempt(lambda: self._with_definition(keys, *command))
+        return replies
+
+    async def _with_definition(self, keys: tuple[str, ...], *command: Any) -> tuple[Any, Any]:
+        # Both in one write and one read. Asked after the command, for a sale that takes another's
+        # place in between must not pass for the one that answered.
+        async with self.client.pipeline(transaction=False) as pipe:
+            pipe.execute_command(*command)
+            pipe.execute_command("HGET", keys[0], "definition_id")
+            replies = await pipe.execute(raise_on_error=False)
+        for reply in replies:
+            if isinstance(reply, Exception):
+                raise reply
+        return replies[0], replies[1]
+
     async def attempt(self, call: Callable[[], Awaitable[Any]]) -> Any:
         """Awaits ``call()``, again and again while the server is away, until the time is over.
 

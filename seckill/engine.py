@@ -13,21 +13,22 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from seckill import order as orders
 from seckill import redis as servers
 from seckill.calls import Calls
-from seckill.errors import EngineClosed, InvalidInput, SeckillError, UnknownSale, UpgradeNeeded
+from seckill.errors import (
+    EngineClosed,
+    InvalidInput,
+    OutcomeUnknown,
+    SeckillError,
+    UnknownSale,
+    UpgradeNeeded,
+)
 from seckill.keys import SALES, shard_keys
 from seckill.lane import Lane
 from seckill.lease import LEASE_MS_MAX
 from seckill.order import Order, Outcome, StockOutcome, Wish
+from seckill.queues import Queues
 from seckill.reaper import Reaper
-from seckill.sale import (
-    Sale,
-    check_buyer,
-    check_key,
-    check_payment,
-    check_sale_id,
-    show,
-)
-from seckill.shard import Shard, ShardOptions
+from seckill.sale import Sale, check_buyer, check_key, check_payment, check_sale_id, show
+from seckill.shard import Shard, ShardOptions, read_shard, read_states
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
 from seckill.stream import Event, consume, read_all
@@ -88,6 +89,7 @@ class Engine:
         self._shards: dict[str, Shard] = {}
         self._reaper: Reaper | None = None
         self.facts: servers.ServerFacts | None = None
+        self.queue = Queues(self)
 
     @property
     def started(self) -> bool:
@@ -146,6 +148,7 @@ class Engine:
         if self._reaper is not None:
             await self._reaper.stop()
             self._reaper = None
+        await self.queue.aclose()
         self._started = False
         shards, self._shards = list(self._shards.values()), {}
         try:
@@ -258,12 +261,20 @@ class Engine:
     # -- an order's life ----------------------------------------------------------------------
 
     async def reserve(
-        self, sale: str, buyer: str, key: str, items: Mapping[str, int], *, attrs: str = ""
+        self,
+        sale: str,
+        buyer: str,
+        key: str,
+        items: Mapping[str, int],
+        *,
+        attrs: str = "",
+        token: str = "",
     ) -> Outcome:
         """Holds units for a buyer until the order's deadline.
 
         ``buyer`` is the mall's opaque id of the buyer, ``key`` the idempotency key of this wish,
         ``items`` maps SKU to units, ``attrs`` (512 bytes at most) travels in the event untouched.
+        ``token`` is the buyer's turn in a sale that has a queue (see ``queue``).
         The identical call may be repeated blindly: it answers EXISTS with the same order.
 
         Returns CREATED or EXISTS with the order, or a refusal in the precedence of reserve.lua.
@@ -276,7 +287,7 @@ class Engine:
                 check_buyer(buyer, "buyer")
                 check_key(key, "key")
                 return Outcome(Status.UNKNOWN_SALE)
-            outcome = await shard.reserve(buyer, key, items, attrs)
+            outcome = await shard.reserve(buyer, key, items, attrs, token)
             if outcome is not None:
                 return outcome
             # The sale was made anew under the same id: read its definition again, once.
@@ -303,7 +314,9 @@ class Engine:
 
     async def _again(self, sale: str, wish: Wish) -> Outcome | SeckillError:
         try:
-            return await self.reserve(sale, wish.buyer, wish.key, wish.items, attrs=wish.attrs)
+            return await self.reserve(
+                sale, wish.buyer, wish.key, wish.items, attrs=wish.attrs, token=wish.token
+            )
         except SeckillError as error:
             return error
 
@@ -355,10 +368,12 @@ class Engine:
         buyer = _buyer(buyer)
         shard = await self._shard(sale)
         orders.order_id_shard(order)
-        record = await self._calls.attempt(lambda: self._calls.client.hget(shard.keys[3], order))
+        record, definition_id = await self._calls.read_on_sale(
+            shard.keys, "HGET", shard.keys[3], order
+        )
         if record is None:
             return None
-        found = shard.decode(order, record)
+        found = (await self._shard_of(definition_id, shard)).decode(order, record)
         return None if buyer and found.buyer != buyer else found
 
     # -- events -------------------------------------------------------------------------------
@@ -424,14 +439,7 @@ class Engine:
         shard = self._shards.get(sale)
         if shard is None:
             check_sale_id(sale, "sale")
-            key = shard_keys(sale)[0]
-            definition, origin_ms = await self._calls.attempt(
-                lambda: self._calls.client.hmget(key, "definition", "origin_ms")
-            )
-            if definition is None:
-                raise UnknownSale(sale)
-            known = Sale.from_definition(definition)
-            shard = Shard(known, int(origin_ms), self._calls, self._shard_options)
+            shard = await read_shard(sale, self._calls, self._shard_options)
             shard = self._shards.setdefault(sale, shard)
         return shard
 
@@ -442,6 +450,16 @@ class Engine:
     def lanes(self) -> dict[str, Lane]:
         """The lanes that are open here, by sale, for whoever counts."""
         return {name: shard.lane for name, shard in self._shards.items() if shard.lane}
+
+    async def _shard_of(self, definition_id: bytes | None, shard: Shard) -> Shard:
+        """What records of this definition are decoded with: ``shard``, or what is there since the
+        sale was made anew under its id. Raises UnknownSale, OutcomeUnknown."""
+        if not shard.is_of(definition_id):
+            await self._forget(shard)
+            shard = await self._shard(shard.sale.id)
+            if not shard.is_of(definition_id):
+                raise OutcomeUnknown("the sale has just been made anew once more; ask again")
+        return shard
 
     async def _forget(self, shard: Shard) -> None:
         if self._shards.get(shard.sale.id) is shard:
@@ -457,28 +475,24 @@ class Engine:
         orders.order_id_shard(order)
         try:
             shard = await self._shard(sale)
+            reply, definition_id = await self._calls.run_on_sale(verb, shard.keys, order, *args)
+            if not reply[2]:
+                return Outcome(Status(reply[0]))
+            shard = await self._shard_of(definition_id, shard)
         except UnknownSale:
             return Outcome(Status.UNKNOWN_SALE)
-        reply = await self._calls.run(verb, shard.keys, order, *args)
-        found = shard.decode(order, reply[2]) if reply[2] else None
-        return Outcome(Status(reply[0]), found)
+        return Outcome(Status(reply[0]), shard.decode(order, reply[2]))
 
     async def _expire(self, sale: str, look_at: int) -> tuple[Status, bool]:
         """One sweep: the script's status, and whether more may be due."""
         reply = await self._calls.run("expire", shard_keys(sale), look_at)
+        await self.queue.keep(sale)
         return Status(reply[0]), bool(reply[3])
 
     async def _unsettled(self) -> list[str]:
         """The sales whose deadlines still matter."""
         names = await self.sales()
-
-        async def headers() -> list[Any]:
-            async with self._calls.client.pipeline(transaction=False) as pipe:
-                for name in names:
-                    pipe.execute_command("HMGET", shard_keys(name)[0], "state", "definition_id")
-                return await pipe.execute(raise_on_error=False)
-
-        found = await self._calls.attempt(headers) if names else []
+        found = await read_states(self._calls, names)
         running = []
         for name, header in zip(names, found, strict=True):
             if isinstance(header, Exception):
@@ -488,7 +502,7 @@ class Engine:
             if state not in (None, b"settled", b"created"):
                 running.append(name)
             shard = self._shards.get(name)
-            if shard and definition_id != shard.sale.definition_id.encode():
+            if shard and not shard.is_of(definition_id):
                 # Lost and made anew under the same id, or lost: what is known of it is wrong.
                 await self._forget(shard)
         return running

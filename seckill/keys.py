@@ -8,11 +8,14 @@ from typing import Final, NamedTuple
 
 __all__ = [
     "LEDGER_GROUP",
+    "LEDGER_MARK",
     "NAMES",
     "PROBE",
+    "QUEUE_NAMES",
     "SALES",
     "GroupKeys",
     "group_keys",
+    "queue_keys",
     "refusals_key",
     "shard_keys",
     "stream_key",
@@ -23,6 +26,8 @@ SALES: Final = "sk:sales"
 """Set of the ids of all sales on this server."""
 LEDGER_GROUP: Final = "ledger"
 """The consumer group of the SQL ledger in each stream. Nobody else may read by this name."""
+LEDGER_MARK: Final = "sk:ledger"
+"""String: the id of the ledger that this server's sales go to, and its name for people."""
 PROBE: Final = "sk:doctor"
 """What `seckill doctor` writes for ten seconds to see how long a write takes."""
 
@@ -30,6 +35,15 @@ PROBE: Final = "sk:doctor"
 def shard_keys(sale: str, shard: int = 0) -> tuple[str, ...]:
     """The keys of one shard of a sale, in the order of ``NAMES``."""
     return tuple(f"sk:{{{sale}:{shard}}}:{name}" for name in NAMES)
+
+
+QUEUE_NAMES: Final = ("queue", "tickets", "steps", "left", "ranks", "gone")
+
+
+def queue_keys(sale: str, shard: int = 0) -> tuple[str, ...]:
+    """The keys of a sale's queue, in the order of ``QUEUE_NAMES``: KEYS[8] to KEYS[13] of the
+    scripts that know it."""
+    return tuple(f"sk:{{{sale}:{shard}}}:{name}" for name in QUEUE_NAMES)
 
 
 def stream_key(sale: str, shard: int = 0) -> str:

@@ -1,4 +1,4 @@
-"""The micro-batcher in front of one shard.
+"""The micro-batcher in front of one shard: of its orders, or of those who join its queue.
 
 ``submit`` appends an order and returns a future. A lane has two slots, each one connection with at
 most one batch in flight; a free slot takes all that waits, so alone you wait for nobody and under
@@ -40,11 +40,18 @@ from seckill.tally import Histogram
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["SIZE_BOUNDS", "TRIP_BOUNDS_S", "Answer", "Lane"]
+__all__ = [
+    "JOINS",
+    "ORDERS",
+    "ORDERS_BY_TOKEN",
+    "SIZE_BOUNDS",
+    "TRIP_BOUNDS_S",
+    "Answer",
+    "Lane",
+    "Work",
+]
 
 SLOTS: Final = 2
-_COLUMNS: Final = 6
-_TOO_LATE: Final = int(Status.TOO_LATE)
 HALVE_FROM: Final = 32
 SIZE_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TRIP_BOUNDS_S: Final = tuple(
@@ -56,12 +63,30 @@ _pack = msgspec.msgpack.encode
 
 
 Answer = tuple[int | bytes, int]
-"""What reserve.lua said of one order: a status or its record, and the deadline ms of a new hold."""
+"""What the script said of one line: reserve.lua a status or the order's record, and the deadline ms
+of a new hold; join.lua a number and 0."""
 
 
-# An order that waits: id, buyer, not_after ms, cart, print, attrs, the caller's future, and when it
-# gives up (monotonic seconds). A plain tuple, whose first six are the columns of the script call.
-_Waiting = tuple[str, str, int, str, str, str, "asyncio.Future[Answer]", float]
+class Work(msgspec.Struct, frozen=True):
+    """Which script decides the batches of a lane. ``noun`` is what a line is called when something
+    is said of it. Of each line's columns the last ``extras`` are left out when the very last is
+    empty in all of a batch. ``too_late`` is the answer to a line that came after its not_after."""
+
+    verb: str
+    noun: str
+    extras: int
+    too_late: int
+
+
+ORDERS: Final = Work("reserve", "order", 2, int(Status.TOO_LATE))
+ORDERS_BY_TOKEN: Final = Work("reserve", "order", 0, int(Status.TOO_LATE))
+JOINS: Final = Work("join", "the ticket of", 0, -int(Status.TOO_LATE))
+
+# A line that waits: not_after ms and the other columns of the script call, the caller's future, and
+# when the caller gives up (monotonic seconds). A plain tuple, because it is made for every order.
+_Waiting = tuple[Any, ...]
+_FUTURE: Final = -2
+_GIVE_UP_S: Final = -1
 
 
 class Lane:
@@ -75,6 +100,7 @@ class Lane:
     def __init__(
         self,
         connect: Callable[[], AbstractConnection],
+        work: Work,
         keys: tuple[str, ...],
         definition_id: str,
         *,
@@ -83,6 +109,7 @@ class Lane:
         batch_max: int,
     ) -> None:
         self._connect = connect
+        self._work = work
         self._head = (len(keys), *keys, FORMAT, definition_id)
         self._timeout_s = timeout_ms / 1000
         self.depth_max = depth_max
@@ -129,10 +156,9 @@ class Lane:
         slots = [first, *(_Slot(self) for _ in range(SLOTS - 1))]
         self._slots = [self._loop.create_task(self._serve(slot)) for slot in slots]
 
-    def submit(
-        self, order_id: str, buyer: str, print6: str, cart: str, attrs: str
-    ) -> asyncio.Future[Answer]:
-        """Queues an order. Cancelling the future harms nobody else.
+    def submit(self, *columns: str | int) -> asyncio.Future[Answer]:
+        """Queues a line, by its columns for the script without the first, not_after. Cancelling the
+        future harms nobody else.
 
         Raises Overloaded when the lane is full. The future may raise OutcomeUnknown, Overloaded or
         RedisUnavailable (it was never sent), ServerFull or ScriptFailed.
@@ -143,18 +169,7 @@ class Lane:
             raise Overloaded(retry_after_ms=1000)
         future: asyncio.Future[Answer] = self._loop.create_future()
         give_up_s = monotonic() + self._timeout_s
-        self._waiting.append(
-            (
-                order_id,
-                buyer,
-                self._not_after(give_up_s),
-                cart,
-                print6,
-                attrs,
-                future,
-                give_up_s,
-            )
-        )
+        self._waiting.append((self._not_after(give_up_s), *columns, future, give_up_s))
         if len(self._waiting) == 1 and self._free:
             # Whoever came before has woken a slot already; what that one leaves, it passes on.
             self._free.pop().set_result(None)
@@ -209,7 +224,7 @@ class Lane:
         now_s = monotonic()
         for _ in range(min(count, self._batch_max)):
             order = waiting.popleft()
-            future, give_up_s = order[6], order[7]
+            future, give_up_s = order[_FUTURE], order[_GIVE_UP_S]
             if future.done():
                 continue
             if give_up_s <= now_s:
@@ -227,7 +242,8 @@ class Lane:
         backoff_s = BACKOFF_MIN_S
         while batch:
             try:
-                async with asyncio.timeout_at(self._loop.time() + batch[0][7] - monotonic()):
+                left_s = batch[0][_GIVE_UP_S] - monotonic()
+                async with asyncio.timeout_at(self._loop.time() + left_s):
                     connection = slot.connection or await slot.open()
                     sent = True
                     sent_s = monotonic()
@@ -246,9 +262,9 @@ class Lane:
                 # Whatever was in this socket must not be read as the answer to the next batch.
                 await slot.drop()
                 delay_s = backoff_s * random.uniform(0.5, 1.0)
-                await asyncio.sleep(max(0.0, min(delay_s, batch[0][7] - monotonic())))
+                await asyncio.sleep(max(0.0, min(delay_s, batch[0][_GIVE_UP_S] - monotonic())))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
-                batch = _still_waiting(batch, error, sent=sent)
+                batch = self._still_waiting(batch, error, sent=sent)
             else:
                 self.batches += 1
                 self.orders += len(batch)
@@ -259,10 +275,10 @@ class Lane:
                 deadline_ms = reply[1]
                 too_late = []
                 for order, answer in zip(batch, reply[2], strict=True):
-                    future = order[6]
+                    future = order[_FUTURE]
                     if future.done():
                         continue
-                    if answer == _TOO_LATE and order[7] > monotonic():
+                    if answer == self._work.too_late and order[_GIVE_UP_S] > monotonic():
                         too_late.append(order)
                     else:
                         future.set_result((answer, deadline_ms))
@@ -277,32 +293,34 @@ class Lane:
         return int(give_up_s * 1000 + (self._offset_ms or 0.0)) - 1
 
     def _renewed(self, order: _Waiting) -> _Waiting:
-        return (*order[:2], self._not_after(order[7]), *order[3:])
+        return (self._not_after(order[_GIVE_UP_S]), *order[1:])
+
+    def _still_waiting(
+        self, batch: list[_Waiting], error: Exception, *, sent: bool
+    ) -> list[_Waiting]:
+        """Tells those whose time is over what is known of their line, and returns the others."""
+        now_s = monotonic()
+        rest = []
+        for order in batch:
+            future = order[_FUTURE]
+            if future.done():
+                continue
+            if order[_GIVE_UP_S] <= now_s:
+                what = f"{self._work.noun} {order[1]}"
+                future.set_exception(
+                    OutcomeUnknown(f"no answer for {what}; ask again with the same key")
+                    if sent
+                    else RedisUnavailable(f"no Redis answers there: {error}")
+                )
+            else:
+                rest.append(order)
+        return rest
 
 
 def _fail(batch: Iterable[_Waiting], error: SeckillError) -> None:
     for order in batch:
-        if not order[6].done():
-            order[6].set_exception(error)
-
-
-def _still_waiting(batch: list[_Waiting], error: Exception, *, sent: bool) -> list[_Waiting]:
-    """Tells those whose time is over what is known of their order, and returns the others."""
-    now_s = monotonic()
-    rest = []
-    for order in batch:
-        future = order[6]
-        if future.done():
-            continue
-        if order[7] <= now_s:
-            future.set_exception(
-                OutcomeUnknown(f"no answer for order {order[0]}; ask again with the same key")
-                if sent
-                else RedisUnavailable(f"no Redis answers there: {error}")
-            )
-        else:
-            rest.append(order)
-    return rest
+        if not order[_FUTURE].done():
+            order[_FUTURE].set_exception(error)
 
 
 class _Slot:
@@ -310,7 +328,7 @@ class _Slot:
 
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
-        self._script = script("reserve")
+        self._script = script(lane._work.verb)
         self.connection: AbstractConnection | None = None
 
     async def open(self) -> AbstractConnection:
@@ -325,9 +343,10 @@ class _Slot:
     async def exchange(self, connection: AbstractConnection, batch: list[_Waiting]) -> list[Any]:
         from redis.exceptions import NoScriptError
 
-        columns = list(zip(*batch, strict=True))[:_COLUMNS]
-        if not any(columns[-1]):
-            columns = columns[:-2]
+        columns = list(zip(*batch, strict=True))[:_FUTURE]
+        extras = self._lane._work.extras
+        if extras and not any(columns[-1]):
+            columns = columns[:-extras]
         call = (*self._lane._head, _pack(columns))
         try:
             return await self._call(connection, "EVALSHA", self._script.sha, *call)  # type: ignore[no-any-return]

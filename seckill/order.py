@@ -108,6 +108,7 @@ class Wish(msgspec.Struct, frozen=True, gc=False):
     key: str
     items: Mapping[str, int]
     attrs: str = ""
+    token: str = ""
 
 
 class StockOutcome(msgspec.Struct, frozen=True):

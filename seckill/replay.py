@@ -27,6 +27,7 @@ from typing import Any, Final
 
 import msgspec
 
+from seckill.draw import commitment_of
 from seckill.order import Order, State
 from seckill.sale import Sale
 from seckill.stream import Event, EventKind
@@ -71,6 +72,8 @@ _SALE_MOVES: Final[dict[EventKind, tuple[frozenset[str], str]]] = {
 }
 
 
+_QUEUE_KINDS: Final = frozenset(kind for kind in EventKind if kind.name.startswith("QUEUE_"))
+
 # What an order that only Redis knew may be from its first event on, beside held.
 _ADMITTED: Final = (EventKind.EXPIRED, EventKind.RELEASED)
 _REBUILT_AS: Final[dict[str, tuple[str, ...]]] = {
@@ -97,6 +100,7 @@ class Replay:
         self.units = {item.sku: _Units(item.total, 0, 0, item.total) for item in sale.items}
         self.owned: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.lapsed: defaultdict[str, int] = defaultdict(int)
+        self._queue: dict[EventKind, str] = {}
         self._admitting = False
         self._spared_ms = 0
         self._limits = {item.sku: item.limit_per_buyer for item in sale.items}
@@ -116,6 +120,8 @@ class Replay:
             self._change_stock(event)
         elif rebuilt:
             self._begin_again(event, before)
+        elif event.kind in _QUEUE_KINDS:
+            self._feed_queue(event)
         else:
             self._feed_sale(event)
         for sku, units in self.units.items():
@@ -149,6 +155,23 @@ class Replay:
             )
             if event.detail != unsold:
                 self.broken(event, "settled", f"unsold {event.detail!r}, not {unsold!r}")
+
+    def _feed_queue(self, event: Event) -> None:
+        """A queue moves no unit. Its draw goes by the seed and the list that were committed to."""
+        if event.kind is EventKind.QUEUE_DRAWN:
+            tickets, digest, seed, value = event.detail.split("|", 3)
+            if commitment_of(bytes.fromhex(seed)) != self._queue.get(EventKind.QUEUE_OPENED):
+                self.broken(event, "draw", "the seed is not the one that was committed to")
+            if f"{tickets}|{digest}" != self._queue.get(EventKind.QUEUE_LISTED):
+                self.broken(event, "draw", "the list is not the one that was written down")
+            if value != self._queue.get(EventKind.QUEUE_VALUED, ""):
+                self.broken(event, "draw", "the public value is not the one that was handed in")
+        elif event.kind in self._queue and event.kind is not EventKind.QUEUE_OPENED:
+            self.broken(event, "draw", f"{event.kind} a second time")
+        # A queue whose Redis was lost is opened again, and everybody joins anew.
+        if event.kind is EventKind.QUEUE_OPENED:
+            self._queue.clear()
+        self._queue[event.kind] = event.detail
 
     def _begin_again(self, event: Event, before: tuple[int, int]) -> None:
         """The sale was rebuilt from exactly what was replayed so far."""

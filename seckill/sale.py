@@ -17,12 +17,26 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Sequence
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 from functools import cached_property
 from typing import Any, Final
 
 import msgspec
 
+from seckill.admission import Admission, build_admission
+from seckill.checks import (
+    EPOCH,
+    MILLISECOND,
+    TIME_MS_MAX,
+    TIME_MS_MIN,
+    check_int,
+    check_keys,
+    check_text,
+    did_you_mean,
+    show,
+    to_ms,
+    whole_ms,
+)
 from seckill.errors import InvalidInput
 
 __all__ = [
@@ -43,6 +57,7 @@ __all__ = [
     "check_sale_id",
     "check_sku",
     "did_you_mean",
+    "show",
 ]
 
 ITEMS_MAX: Final = 1_000
@@ -55,13 +70,6 @@ _TITLE_MAX: Final = 200
 _BASIS_MAX: Final = 100
 _FEN: Final = "fen, e.g. 9900 for 99.00 yuan"
 
-# A time outside these is a slip (seconds taken for milliseconds, say), and inside them every
-# millisecond count is far below 2**53, where Lua's numbers stop being exact.
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-_MILLISECOND: Final = timedelta(milliseconds=1)
-_TIME_MS_MIN: Final = (datetime(2000, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
-_TIME_MS_MAX: Final = (datetime(2100, 1, 1, tzinfo=UTC) - _EPOCH) // _MILLISECOND
-
 _SALE_ID: Final = re.compile(r"[0-9A-Za-z_-]{1,40}").fullmatch
 _SKU: Final = re.compile(r"[0-9A-Za-z_.-]{1,40}").fullmatch
 # Printable ASCII without the space and the two separators of the scripts, "," and "|".
@@ -69,12 +77,6 @@ _OPAQUE: Final = re.compile(r"[!-+\--{}~]{1,64}").fullmatch
 _SALE_ID_RULE: Final = "1 to 40 of the characters 0-9 A-Z a-z _ -"
 _SKU_RULE: Final = "1 to 40 of the characters 0-9 A-Z a-z _ . -"
 _OPAQUE_RULE: Final = "1 to 64 printable ASCII characters without space, ',' and '|'"
-
-# Text that is shown to people must not steer a terminal, break a line, turn the direction of its
-# neighbours, or carry U+FFFD, which only says that somebody decoded a file wrongly.
-_UNSHOWABLE: Final = re.compile(
-    "[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069\ufeff\ufffd\ud800-\udfff]"
-).search
 
 
 class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -95,10 +97,10 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     def __post_init__(self) -> None:
         check_sku(self.sku, "sku")
-        _check_text("title", self.title, _TITLE_MAX)
-        _check_int("price_fen", self.price_fen, 0, PRICE_FEN_MAX, _FEN)
-        _check_int("total", self.total, 0, TOTAL_MAX, "units")
-        _check_int("limit_per_buyer", self.limit_per_buyer, 0, LIMIT_MAX, "numbers, 0 = no limit")
+        check_text("title", self.title, _TITLE_MAX)
+        check_int("price_fen", self.price_fen, 0, PRICE_FEN_MAX, _FEN)
+        check_int("total", self.total, 0, TOTAL_MAX, "units")
+        check_int("limit_per_buyer", self.limit_per_buyer, 0, LIMIT_MAX, "numbers, 0 = no limit")
         if self.list_price_fen is None:
             if self.list_price_basis is not None:
                 raise InvalidInput(
@@ -107,7 +109,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                     "write the list price in fen, or remove list_price_basis",
                 )
             return
-        _check_int("list_price_fen", self.list_price_fen, 0, PRICE_FEN_MAX, _FEN)
+        check_int("list_price_fen", self.list_price_fen, 0, PRICE_FEN_MAX, _FEN)
         if self.list_price_fen < self.price_fen:
             raise InvalidInput(
                 "list_price_fen",
@@ -120,7 +122,7 @@ class Item(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 "is missing although list_price_fen is given",
                 'say what the crossed-out price is, e.g. "近30天最低成交价"',
             )
-        _check_text("list_price_basis", self.list_price_basis, _BASIS_MAX)
+        check_text("list_price_basis", self.list_price_basis, _BASIS_MAX)
 
 
 # dict=True gives each sale the __dict__ in which cached_property keeps what is computed once;
@@ -131,7 +133,8 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     ``opens_at`` and ``ends_at`` are aware and kept to the millisecond (finer digits are dropped).
     ``hold_ms`` is how long a held unit waits for begin_payment, ``pay_ms`` how long a paying one
     waits for confirm. ``limit_per_order`` is units per order, ``limit_per_buyer`` units per buyer
-    in the whole sale, ``max_lapsed`` unpaid expiries per buyer; 0 = no limit.
+    in the whole sale, ``max_lapsed`` unpaid expiries per buyer; 0 = no limit. ``admission`` is how
+    buyers get to the till, None: whoever comes is served.
     """
 
     id: str
@@ -144,12 +147,13 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     limit_per_order: int = 0
     limit_per_buyer: int = 0
     max_lapsed: int = 3
+    admission: Admission | None = None
 
     def __post_init__(self) -> None:
         check_sale_id(self.id, "id")
-        _check_text("title", self.title, _TITLE_MAX)
+        check_text("title", self.title, _TITLE_MAX)
         for name in ("opens_at", "ends_at"):
-            msgspec.structs.force_setattr(self, name, _whole_ms(name, getattr(self, name)))
+            msgspec.structs.force_setattr(self, name, whole_ms(name, getattr(self, name)))
         # Milliseconds are compared, not datetimes: Python compares two times of one zone by the
         # wall clock, which is wrong on the night the clocks change.
         if self.ends_ms <= self.opens_ms:
@@ -159,10 +163,15 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 "write a time after opens_at",
             )
         for name in ("hold_ms", "pay_ms"):
-            _check_int(name, getattr(self, name), 1, TIMEOUT_MS_MAX, "milliseconds, at most 7 days")
+            check_int(name, getattr(self, name), 1, TIMEOUT_MS_MAX, "milliseconds, at most 7 days")
         for name in ("limit_per_order", "limit_per_buyer", "max_lapsed"):
-            _check_int(name, getattr(self, name), 0, LIMIT_MAX, "numbers, 0 = no limit")
+            check_int(name, getattr(self, name), 0, LIMIT_MAX, "numbers, 0 = no limit")
         _check_items(self.items)
+        if self.admission is not None:
+            if not isinstance(self.admission, Admission):
+                problem = f"is {show(self.admission)}, not an Admission"
+                raise InvalidInput("admission", problem, "pass an Admission, or None")
+            self.admission.check_times(self.opens_at, self.ends_at)
 
     @classmethod
     def from_definition(cls, data: bytes) -> Sale:
@@ -175,20 +184,27 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
             remedy = "pass what Sale.definition() returned"
             raise InvalidInput("definition", "is not a JSON object", remedy)
         known = [_DEFINITION_NAMES.get(name, name) for name in Sale.__struct_fields__]
-        _check_keys(plain, known, known, "", "a sale definition")
+        # One that has no admission was written without the word, as it was before there was any.
+        check_keys(plain, known, known[:-1], "", "a sale definition")
         for name, name_ms in _DEFINITION_NAMES.items():
             ms = plain.pop(name_ms)
-            _check_int(name_ms, ms, _TIME_MS_MIN, _TIME_MS_MAX, "milliseconds since 1970")
-            plain[name] = _EPOCH + ms * _MILLISECOND
+            check_int(name_ms, ms, TIME_MS_MIN, TIME_MS_MAX, "milliseconds since 1970")
+            plain[name] = EPOCH + ms * MILLISECOND
         plain["items"] = build_items(plain["items"])
+        if "admission" in plain:
+            plain["admission"] = build_admission(plain["admission"])
         return build_sale(plain)
 
     def definition(self) -> bytes:
-        """Canonical JSON: every field, sorted keys, times as ``opens_ms`` and ``ends_ms``. Equal
-        sales have equal bytes, in every process."""
+        """Canonical JSON: every field (``admission`` where there is one), sorted keys, times as
+        ``opens_ms`` and ``ends_ms``. Equal sales have equal bytes, in every process."""
         fields = msgspec.structs.asdict(self)
         for name, name_ms in _DEFINITION_NAMES.items():
-            fields[name_ms] = _to_ms(fields.pop(name))
+            fields[name_ms] = to_ms(fields.pop(name))
+        if self.admission is None:
+            del fields["admission"]
+        else:
+            fields["admission"] = self.admission.plain()
         return msgspec.json.encode(fields, order="sorted")
 
     @cached_property
@@ -198,11 +214,18 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     @cached_property
     def opens_ms(self) -> int:
-        return _to_ms(self.opens_at)
+        return to_ms(self.opens_at)
 
     @cached_property
     def ends_ms(self) -> int:
-        return _to_ms(self.ends_at)
+        return to_ms(self.ends_at)
+
+    @cached_property
+    def draw_ms(self) -> int:
+        """When the list of tickets closes, for a shuffle and a draw; else 0."""
+        if self.admission is None or not self.admission.is_drawn:
+            return 0
+        return to_ms(self.admission.draw_at or self.opens_at)
 
     @cached_property
     def total_units(self) -> int:
@@ -227,7 +250,7 @@ def build_items(tables: object) -> tuple[Item, ...]:
 def _build_item(table: object, at: str) -> Item:
     if not isinstance(table, dict):
         raise InvalidInput(at, f"is {show(table)}, not a table", "write sku, title, price_fen …")
-    _check_keys(table, *_model_keys(Item), f"{at}.", "an item")
+    check_keys(table, *_model_keys(Item), f"{at}.", "an item")
     try:
         return Item(**table)
     except InvalidInput as error:
@@ -236,7 +259,7 @@ def _build_item(table: object, at: str) -> Item:
 
 def build_sale(fields: dict[str, Any]) -> Sale:
     """A sale from its fields by name; ``items`` are Items already. Raises InvalidInput."""
-    _check_keys(fields, *_model_keys(Sale), "", "a sale")
+    check_keys(fields, *_model_keys(Sale), "", "a sale")
     return Sale(**fields)
 
 
@@ -321,79 +344,3 @@ def _model_keys(model: type[Item] | type[Sale]) -> tuple[Sequence[str], Sequence
     """The known and the required keys of a model. Required fields stand before optional ones."""
     known = model.__struct_fields__
     return known, known[: len(known) - len(model.__struct_defaults__)]
-
-
-def did_you_mean(name: str, known: Sequence[str]) -> str:
-    """The remedy for a name that is not known."""
-    import difflib  # 10 ms that only a mistake should cost.
-
-    near = difflib.get_close_matches(name[:40].lower(), known, n=1)
-    return f"did you mean {near[0]}?" if near else f"write one of {', '.join(known)}"
-
-
-def _check_keys(
-    fields: dict[str, Any], known: Sequence[str], required: Sequence[str], at: str, what: str
-) -> None:
-    for key in fields:
-        if key not in known:
-            remedy = did_you_mean(key, known)
-            raise InvalidInput(f"{at}{key[:40]}", f"is not a key of {what}", remedy)
-    for key in required:
-        if key not in fields:
-            raise InvalidInput(f"{at}{key}", "is missing", f"{what} needs {', '.join(required)}")
-
-
-def _check_int(field: str, value: object, low: int, high: int, unit: str) -> None:
-    # type() rather than isinstance: True is an int to Python, and no number to a merchant.
-    if type(value) is not int:
-        raise InvalidInput(field, f"is {show(value)}, not a whole number", f"write whole {unit}")
-    if not low <= value <= high:
-        raise InvalidInput(
-            field, f"{show(value)} is out of range", f"write {low} to {high}, whole {unit}"
-        )
-
-
-def _check_text(field: str, value: object, longest: int) -> None:
-    if not isinstance(value, str):
-        raise InvalidInput(field, f"is {show(value)}, not text", "write text")
-    if not value or value.isspace():
-        raise InvalidInput(field, "is empty", f"write 1 to {longest} characters")
-    if len(value) > longest:
-        raise InvalidInput(field, f"has {len(value)} characters", f"write at most {longest}")
-    if bad := _UNSHOWABLE(value):
-        raise InvalidInput(
-            field,
-            f"holds the character U+{ord(bad[0]):04X} at position {bad.start() + 1}",
-            "write one line of plain text without control characters",
-        )
-
-
-def _whole_ms(field: str, value: object) -> datetime:
-    if not isinstance(value, datetime):
-        raise InvalidInput(field, f"is {show(value)}, not a datetime", "pass an aware datetime")
-    if value.utcoffset() is None:
-        raise InvalidInput(
-            field, f"{value.isoformat()} has no offset from UTC", "pass an aware datetime"
-        )
-    if not _TIME_MS_MIN <= _to_ms(value) <= _TIME_MS_MAX:
-        raise InvalidInput(
-            field, f"{value.isoformat()} is out of range", "write a time from 2000 to 2099"
-        )
-    return value.replace(microsecond=value.microsecond // 1_000 * 1_000)
-
-
-def _to_ms(value: datetime) -> int:
-    return (value - _EPOCH) // _MILLISECOND
-
-
-def show(value: object) -> str:
-    """A caller's value as one short line; never raises, whatever the caller sent."""
-    if isinstance(value, str):
-        return repr(value) if len(value) <= 40 else f"{value[:40]!r}…"
-    if value is None or isinstance(value, bool):
-        return repr(value)
-    if isinstance(value, int):
-        # Python refuses to print numbers of more than 4,300 digits.
-        return str(value) if value.bit_length() <= 64 else "a huge number"
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"

@@ -23,6 +23,7 @@ from datetime import date, datetime
 from pathlib import Path
 from typing import Any, Final, NoReturn
 
+from seckill.admission import build_admission
 from seckill.errors import InvalidInput, SaleFileError
 from seckill.sale import ITEMS_MAX, Item, Sale, build_items, build_sale, did_you_mean
 
@@ -34,6 +35,7 @@ _TIMEOUT_MS_MIN: Final = 1_000
 _OPTIONAL: Final = ("list_price_fen", "list_price_basis", "limit_per_buyer")
 _ITEM_NUMBERS: Final = ("price_fen", "total", "list_price_fen", "limit_per_buyer")
 _SALE_NUMBERS: Final = ("hold_ms", "pay_ms", "limit_per_order", "limit_per_buyer", "max_lapsed")
+_ADMISSION_NUMBERS: Final = ("rate_per_s", "token_life_ms", "overbook_max")
 # Keys that slip below [[items]], where TOML gives them to the item.
 _SALE_ONLY: Final = frozenset(Sale.__struct_fields__) - frozenset(Item.__struct_fields__) - {"id"}
 _A_TIME: Final = "2026-11-28T20:00:00+08:00"
@@ -69,6 +71,8 @@ def load_sale(path: str | os.PathLike[str]) -> Sale:
             fields["items"] = _items_beside(file, items)
         elif items is not None:
             fields["items"] = build_items(items)
+        if "admission" in fields:
+            fields["admission"] = build_admission(fields["admission"])
         sale = build_sale(fields)
         for name in ("hold_ms", "pay_ms"):
             if (ms := getattr(sale, name)) < _TIMEOUT_MS_MIN:
@@ -237,6 +241,12 @@ def _check_values(fields: dict[str, Any]) -> None:
         if name in fields:
             _check_time(name, fields[name])
     _check_numbers("", fields, _SALE_NUMBERS)
+    admission = fields.get("admission")
+    if isinstance(admission, dict):
+        for name in ("joins_at", "draw_at"):
+            if name in admission:
+                _check_time(f"admission.{name}", admission[name])
+        _check_numbers("admission.", admission, _ADMISSION_NUMBERS)
     items = fields.get("items")
     if isinstance(items, dict):
         raise InvalidInput("items", "is a single table", "write [[items]] above each item")

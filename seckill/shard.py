@@ -12,16 +12,17 @@ import msgspec
 
 from seckill import order as orders
 from seckill.calls import Calls
-from seckill.errors import EngineClosed, SeckillError
+from seckill.errors import EngineClosed, SeckillError, UnknownSale
 from seckill.keys import shard_keys
-from seckill.lane import Answer, Lane
+from seckill.lane import JOINS, ORDERS, ORDERS_BY_TOKEN, Answer, Lane, Work
 from seckill.lease import Lease
 from seckill.order import Order, Outcome, Wish, read_order
+from seckill.queue import Queue
 from seckill.refusals import Refusals
 from seckill.sale import Sale, check_attrs, check_buyer, check_key
 from seckill.status import Status
 
-__all__ = ["Shard", "ShardOptions"]
+__all__ = ["Shard", "ShardOptions", "read_shard", "read_states"]
 
 SCAN_COUNT: Final = 1_000
 
@@ -49,10 +50,12 @@ class Shard:
         self.origin_ms = origin_ms
         self.keys = shard_keys(sale.id)
         self.lane: Lane | None = None
+        self.joins: Lane | None = None
+        self.queue = None if sale.admission is None else Queue(sale, calls)
         self.refusals = Refusals(sale.id, calls)
         self._calls = calls
         self._options = options
-        self._opening: asyncio.Task[Lane] | None = None
+        self._opening: dict[str, asyncio.Task[Lane]] = {}
         self._closed = False
         lease_ms = options.lease_ms
         self.lease = Lease(sale, self._ask_lease, self._read_buyers, lease_ms) if lease_ms else None
@@ -61,25 +64,47 @@ class Shard:
         """The order that a record describes."""
         return read_order(self.sale, self.origin_ms, order, record.decode())
 
+    def is_of(self, definition_id: bytes | None) -> bool:
+        """Whether records of a sale of this definition may be decoded here: they name SKUs by their
+        place in it, so by another one they say something else, or nothing."""
+        return definition_id == self.sale.definition_id.encode()
+
     async def reserve(
-        self, buyer: str, key: str, items: Mapping[str, int], attrs: str
+        self, buyer: str, key: str, items: Mapping[str, int], attrs: str, token: str
     ) -> Outcome | None:
         """Engine.reserve for this sale. None: its definition is not the server's any more."""
         lane = self.lane or await self.open_lane()
-        order, waiting = self.submit(lane, buyer, key, items, attrs)
+        if not self.at_hand and (status := await self.ready()) is not Status.DONE:
+            return None if status is Status.STALE_DEFINITION else _REFUSALS[status]
+        order, waiting = self.submit(lane, buyer, key, items, attrs, token)
         if isinstance(waiting, Outcome):
             return waiting
         return self.outcome(order, buyer, items, await waiting)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether ``submit`` may be called: enough is known of the sale's queue, if it has one."""
+        return self.queue is None or self.queue.fresh
+
+    async def ready(self) -> Status:
+        """Waits for ``at_hand``: DONE, or what everybody is refused with. Raises OutcomeUnknown,
+        RedisUnavailable, ServerFull."""
+        return Status.DONE if self.queue is None else await self.queue.ready()
+
     async def reserve_many(self, wishes: list[Wish]) -> list[Outcome | SeckillError | None]:
         """The same for many, an answer each; what reserve would raise is an answer here."""
         lane = self.lane or await self.open_lane()
+        if (status := await self.ready()) is not Status.DONE:
+            refusal = None if status is Status.STALE_DEFINITION else _REFUSALS[status]
+            return [refusal] * len(wishes)
         answers: list[Outcome | SeckillError | None] = []
         sent: list[tuple[int, str]] = []
         futures: list[asyncio.Future[Answer]] = []
         for wish in wishes:
             try:
-                order, waiting = self.submit(lane, wish.buyer, wish.key, wish.items, wish.attrs)
+                order, waiting = self.submit(
+                    lane, wish.buyer, wish.key, wish.items, wish.attrs, wish.token
+                )
             except SeckillError as error:
                 answers.append(error)
                 continue
@@ -101,22 +126,29 @@ class Shard:
         return answers
 
     def submit(
-        self, lane: Lane, buyer: str, key: str, items: Mapping[str, int], attrs: str
+        self, lane: Lane, buyer: str, key: str, items: Mapping[str, int], attrs: str, token: str
     ) -> tuple[str, Outcome | asyncio.Future[Answer]]:
-        """The order's id, and its answer or where that will come, for ``outcome`` to read. Raises
-        what reserve raises."""
+        """The order's id, and its answer or where that will come, for ``outcome`` to read. Only
+        while ``at_hand``. Raises what reserve raises."""
         buyer = check_buyer(buyer, "buyer")
         key = check_key(key, "key")
         if attrs:
             attrs = check_attrs(attrs, "attrs")
         cart = orders.cart_text(self.sale, items)
+        turn: tuple[int, ...] = ()
+        if self.queue is not None:
+            found = self.queue.judge(buyer, token)
+            if isinstance(found, Status):
+                self.refusals.counts[found] += 1
+                return "", _REFUSALS[found]
+            turn = (found.step, found.expires_ms, found.number)
         if self.lease is not None:
             refusal = self.lease.refusal(buyer, cart)
             if refusal is not None:
                 self.refusals.counts[refusal] += 1
                 return "", _REFUSALS[refusal]
         order = orders.order_id(self.sale.id, buyer, key)
-        return order, lane.submit(order, buyer, orders.attrs_print(attrs), cart, attrs)
+        return order, lane.submit(order, buyer, cart, orders.attrs_print(attrs), attrs, *turn)
 
     def outcome(
         self, order: str, buyer: str, items: Mapping[str, int], reply: Answer
@@ -155,19 +187,26 @@ class Shard:
 
     async def open_lane(self) -> Lane:
         """The lane, opened when it is first asked for. Raises RedisUnavailable, EngineClosed."""
-        if self.lane is not None:
-            return self.lane
+        return self.lane or await self._lane_of(ORDERS if self.queue is None else ORDERS_BY_TOKEN)
+
+    async def open_joins(self) -> Lane:
+        """The same for those who join the queue."""
+        return self.joins or await self._lane_of(JOINS)
+
+    async def _lane_of(self, work: Work) -> Lane:
         # One attempt for all who wait: on a server that is stuck, a queue of attempts would let the
         # last caller wait for the time-outs of all the others.
-        if self._opening is None:
-            self._opening = asyncio.create_task(self._open())
-        return await asyncio.shield(self._opening)
+        task = self._opening.get(work.verb)
+        if task is None:
+            task = self._opening[work.verb] = asyncio.create_task(self._open(work))
+        return await asyncio.shield(task)
 
-    async def _open(self) -> Lane:
+    async def _open(self, work: Work) -> Lane:
         try:
             lane = Lane(
                 self._calls.connection,
-                self.keys,
+                work,
+                self.keys if self.queue is None else self.queue.keys,
                 self.sale.definition_id,
                 timeout_ms=self._options.timeout_ms,
                 depth_max=self._options.depth_max,
@@ -177,22 +216,50 @@ class Shard:
             if self._closed:
                 await lane.aclose()
                 raise EngineClosed("the engine is shutting down")
-            self.lane = lane
-            self.refusals.start()
+            if work is JOINS:
+                self.joins = lane
+            else:
+                self.lane = lane
+                self.refusals.start()
             return lane
         finally:
-            self._opening = None
+            del self._opening[work.verb]
 
     async def aclose(self) -> None:
         """Answers what waits in the lane, also in one that is only being opened, and closes it."""
         self._closed = True
         if self.lease is not None:
             await self.lease.aclose()
-        if self._opening is not None:
-            await asyncio.gather(self._opening, return_exceptions=True)
-        if self.lane is not None:
-            await self.lane.aclose()
+        if self.queue is not None:
+            await self.queue.aclose()
+        await asyncio.gather(*self._opening.values(), return_exceptions=True)
+        for lane in (self.lane, self.joins):
+            if lane is not None:
+                await lane.aclose()
         await self.refusals.aclose()
+
+
+async def read_shard(sale: str, calls: Calls, options: ShardOptions) -> Shard:
+    """A sale as it is now. Raises UnknownSale."""
+    key = shard_keys(sale)[0]
+    definition, origin_ms = await calls.attempt(
+        lambda: calls.client.hmget(key, "definition", "origin_ms")
+    )
+    if definition is None:
+        raise UnknownSale(sale)
+    return Shard(Sale.from_definition(definition), int(origin_ms), calls, options)
+
+
+async def read_states(calls: Calls, names: list[str]) -> list[Any]:
+    """Of each sale its state and its definition's id, or what Redis says instead, an exception."""
+
+    async def read() -> list[Any]:
+        async with calls.client.pipeline(transaction=False) as pipe:
+            for name in names:
+                pipe.execute_command("HMGET", shard_keys(name)[0], "state", "definition_id")
+            return await pipe.execute(raise_on_error=False)
+
+    return await calls.attempt(read) if names else []
 
 
 def _abandon(futures: list[asyncio.Future[Answer]]) -> None:

@@ -50,6 +50,18 @@ class Status(IntEnum):
     BELOW_COMMITTED = 41
     TOO_MANY_UNITS = 42
     CLOCK_JUMP = 43
+    # Refusals of a sale's queue.
+    NO_QUEUE = 50
+    JOINS_CLOSED = 51
+    UNKNOWN_TICKET = 52
+    DRAWING = 53
+    # Refusals of reserve in a sale with a queue, before Redis is asked.
+    TOKEN_NEEDED = 60
+    TOKEN_INVALID = 61
+    TOKEN_EXPIRED = 62
+    TOKEN_OTHER_BUYER = 63
+    TOKEN_OTHER_SALE = 64
+    TOKEN_RETIRED = 65
 
     @property
     def ok(self) -> bool:
@@ -102,6 +114,16 @@ _TRANSIENT: dict[Status, bool] = {
     Status.BELOW_COMMITTED: True,
     Status.TOO_MANY_UNITS: False,
     Status.CLOCK_JUMP: True,
+    Status.NO_QUEUE: False,
+    Status.JOINS_CLOSED: False,
+    Status.UNKNOWN_TICKET: False,
+    Status.DRAWING: True,
+    Status.TOKEN_NEEDED: False,
+    Status.TOKEN_INVALID: False,
+    Status.TOKEN_EXPIRED: False,
+    Status.TOKEN_OTHER_BUYER: False,
+    Status.TOKEN_OTHER_SALE: False,
+    Status.TOKEN_RETIRED: False,
 }
 
 _MEANING: dict[Status, str] = {
@@ -139,4 +161,14 @@ _MEANING: dict[Status, str] = {
     Status.BELOW_COMMITTED: "fewer units are available than should be taken away",
     Status.TOO_MANY_UNITS: "more units than a SKU can have",
     Status.CLOCK_JUMP: "the server's clock jumped while units were held; check it, then resume",
+    Status.NO_QUEUE: "the sale has no queue: whoever comes is served",
+    Status.JOINS_CLOSED: "the draw takes no more tickets",
+    Status.UNKNOWN_TICKET: "no such ticket of this buyer; join first",
+    Status.DRAWING: "the tickets are being put in order; ask again in a moment",
+    Status.TOKEN_NEEDED: "the sale has a queue: join it, and order with the token of your turn",
+    Status.TOKEN_INVALID: "this is not a token, or its signature is wrong",
+    Status.TOKEN_EXPIRED: "the token's time is over; join again",
+    Status.TOKEN_OTHER_BUYER: "the token is another buyer's",
+    Status.TOKEN_OTHER_SALE: "the token is for another sale",
+    Status.TOKEN_RETIRED: "the token's key has been replaced; ask for your place again",
 }

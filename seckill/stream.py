@@ -63,6 +63,11 @@ class EventKind(StrEnum):
     SALE_SETTLED = "sale_settled"
     SALE_REBUILT = "sale_rebuilt"
     STOCK_CHANGED = "stock_changed"
+    QUEUE_OPENED = "queue_opened"
+    QUEUE_CLOSED = "queue_closed"
+    QUEUE_LISTED = "queue_listed"
+    QUEUE_VALUED = "queue_valued"
+    QUEUE_DRAWN = "queue_drawn"
 
 
 ORDER_KINDS = {
@@ -83,6 +88,11 @@ SALE_KINDS = {
     "settled": EventKind.SALE_SETTLED,
     "rebuilt": EventKind.SALE_REBUILT,
     "stock": EventKind.STOCK_CHANGED,
+    "queue_opened": EventKind.QUEUE_OPENED,
+    "queue_closed": EventKind.QUEUE_CLOSED,
+    "queue_listed": EventKind.QUEUE_LISTED,
+    "queue_valued": EventKind.QUEUE_VALUED,
+    "queue_drawn": EventKind.QUEUE_DRAWN,
 }
 
 
@@ -97,7 +107,9 @@ class Event(msgspec.Struct, frozen=True):
     of order_refunded; the definition's JSON of sale_created; the reason of sale_paused;
     ``index:units,…`` left unsold of sale_settled; ``key|SKU index|units|new total`` of
     stock_changed; ``the ledger's last seq|its time ms|orders| highest seq ever seen|state|ms
-    before which no hold lapses`` of sale_rebuilt. ``attrs`` is only on order_held.
+    before which no hold lapses`` of sale_rebuilt; the commitment of queue_opened; the tickets given
+    out of queue_closed; ``tickets|digest`` of queue_listed; the public value of queue_valued;
+    ``tickets|digest|seed|public value`` of queue_drawn. ``attrs`` is only on order_held.
     """
 
     sale: str

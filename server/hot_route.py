@@ -149,7 +149,9 @@ class HotRoute:
             self._guard.enter()
             counted(intake, caller)
             wish = wish_of(caller.buyer, keys[0], decoded(ORDER, body))
-            order, waiting = shard.submit(shard.lane, wish.buyer, wish.key, wish.items, wish.attrs)
+            order, waiting = shard.submit(
+                shard.lane, wish.buyer, wish.key, wish.items, wish.attrs, wish.token
+            )
             if isinstance(waiting, Outcome):
                 reply = told(waiting, wish, shard.sale.sku_index, path)
             else:

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, LedgerRefused, LedgerUnavailable, MissingExtra
@@ -20,9 +20,11 @@ from .problems import LEDGER_UNAVAILABLE, Problem
 if TYPE_CHECKING:
     from seckill.ledger.run import Written
 
-__all__ = ["check_ledger", "check_new", "writing"]
+__all__ = ["check_ledger", "check_new", "check_owner", "writing"]
 
 _log = logging.getLogger("seckill.ledger")
+
+ASK_S: Final = 5.0
 
 _REMEDY = "write sqlite:///FILE, postgresql://… or mysql://…"
 
@@ -48,17 +50,35 @@ async def check_new(engine: Engine, ledger: settings.Ledger, sale: str) -> None:
     if ledger.url:
         from seckill.ledger import Ledger
         from seckill.ledger.fence import check_new
+        from seckill.ledger.mark import OtherLedger
 
         try:
             async with Ledger(ledger.url) as book:
                 await check_new(engine, book, sale)
-        except (LedgerUnavailable, LedgerRefused) as error:
+        except (LedgerUnavailable, LedgerRefused, OtherLedger) as error:
             raise Problem(LEDGER_UNAVAILABLE, str(error)) from None
+
+
+async def check_owner(engine: Engine, ledger: settings.Ledger) -> None:
+    """To be asked when the intake starts, or gets other settings. Raises OtherLedger if the server
+    of sales belongs to another ledger; a database that is away can be asked later."""
+    if not ledger.url:
+        return
+    from seckill.ledger import Ledger
+    from seckill.ledger.mark import check_mark
+
+    try:
+        async with asyncio.timeout(ASK_S), Ledger(ledger.url) as book:
+            await check_mark(engine, book)
+    except (LedgerUnavailable, LedgerRefused, TimeoutError):
+        # Whoever writes the ledger waits for it, and says so.
+        return
 
 
 @asynccontextmanager
 async def writing(engine: Engine, ledger: settings.Ledger) -> AsyncIterator[None]:
-    """Writes the ledger for as long as this lasts, if the settings say so."""
+    """Writes the ledger for as long as this lasts, if the settings say so. A server of sales that
+    has come to belong to another ledger must not end the intake: that is told and waited for."""
     if not ledger.url or not ledger.inside:
         yield
         return
@@ -70,6 +90,7 @@ async def writing(engine: Engine, ledger: settings.Ledger) -> AsyncIterator[None
         keep_events_s=ledger.keep_events_s,
         keep_sales_days=ledger.keep_sales_days,
         retention_days=ledger.retention_days,
+        patient=True,
     )
     task = asyncio.create_task(keeper.run())
     task.add_done_callback(_told)

@@ -15,6 +15,7 @@ from seckill.cli import (
     dead,
     demo,
     doctor,
+    draw,
     export,
     forget,
     groups,
@@ -67,6 +68,7 @@ app.command("resume")(pause.resume)
 app.command("reconcile")(reconcile.reconcile)
 app.command("rebuild")(rebuild.rebuild)
 app.command("verify")(verify.verify)
+app.command("verify-draw")(draw.verify_draw)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("forget")(forget.forget)

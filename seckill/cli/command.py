@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 import msgspec
 import typer
 
+from seckill.cli.files import plain_text
 from seckill.cli.output import Output
 from seckill.embedded import running_url
 from seckill.engine import Engine
@@ -84,7 +85,8 @@ LedgerUrl = Annotated[
     typer.Option(
         "--ledger",
         metavar="URL",
-        help=f"sqlite:///FILE, postgresql://… or mysql://… (or set {LEDGER_ENV}).",
+        help="sqlite:///FILE, postgresql://… or mysql://…, or file:PATH of a file with that "
+        f"(or set {LEDGER_ENV}).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -120,9 +122,10 @@ class Target(msgspec.Struct, frozen=True):
         (``new_data``): a wrong path would look like a server that has lost its sales.
         """
         url, data_dir, named = self.redis, self.embedded, "--embedded"
+        url = url and plain_text(url, "--redis")
         if url is None and data_dir is None:
             # An option beats the environment, so both variables may stay set for good.
-            url = os.environ.get(REDIS_ENV) or None
+            url = plain_text(os.environ.get(REDIS_ENV, ""), REDIS_ENV) or None
             if url is None and (directory := os.environ.get(DATA_ENV)):
                 data_dir, named = Path(directory), DATA_ENV
         options |= {
@@ -152,22 +155,28 @@ def has_ledger(url: str | None) -> bool:
     return bool(url or os.environ.get(LEDGER_ENV))
 
 
-def open_ledger(url: str | None, *, new: bool = False) -> Ledger:
+def open_ledger(url: str | None, *, new: bool = False, missing_ok: bool = False) -> Ledger:
     """The ledger that a command's option or the environment names, not yet started.
 
-    A file must have been a ledger before, unless this may be the first use of it (``new``): of a
-    mistyped path an empty one would be made. Raises InvalidInput, MissingExtra.
+    It must have been a ledger before, unless this may be the first use of it (``new``): of a
+    mistyped name an empty one would be made, and who only reads has no right to make tables.
+    Raises InvalidInput, MissingExtra; starting it raises NoLedger where there are no tables. With
+    ``missing_ok`` a file that is not there does that as well, in place of InvalidInput.
     """
-    url = url or os.environ.get(LEDGER_ENV)
+    named = "--ledger" if url else LEDGER_ENV
+    url = plain_text(url or os.environ.get(LEDGER_ENV, ""), named)
     if not url:
         raise InvalidInput("ledger", "is not named", f"give --ledger URL, or set {LEDGER_ENV}")
     try:
         from seckill.ledger import Ledger
+        from seckill.ledger.existing import ExistingLedger
     except ModuleNotFoundError as error:
         raise MissingExtra("ledger", error.name or "sqlalchemy") from None
-    ledger = Ledger(url)
+    if new:
+        return Ledger(url)
+    ledger = ExistingLedger(url)
     file = ledger.file
-    if file is not None and not new and not file.exists():
+    if file is not None and not missing_ok and not file.exists():
         problem = f"{file.absolute()} does not exist"
         raise InvalidInput("ledger", problem, "name the file that `seckill ledger run` was given")
     return ledger

@@ -10,14 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from seckill.cli import lean
 from seckill.cli.command import Durability, Target
 from seckill.cli.output import warn
-from seckill.errors import InvalidInput
+from seckill.errors import InvalidInput, MissingExtra
 
 if TYPE_CHECKING:
     from seckill.server.settings import Settings
 
-__all__ = ["Config", "Once", "Sales", "read_settings", "target_of", "until_signal"]
+__all__ = [
+    "Config",
+    "Once",
+    "Sales",
+    "ledger_settings",
+    "read_settings",
+    "target_of",
+    "until_signal",
+]
 
 Config = Annotated[
     Path | None,
@@ -35,16 +44,36 @@ def read_settings(config: Path | None, given: dict[str, tuple[str, Any]]) -> Set
     option's and its value, which is None if it was not given."""
     from seckill.server.load import read
 
-    if all(given.get(name, ("", None))[1] for name in ("redis.url", "redis.data")):
-        raise InvalidInput("--redis, --embedded", "are both given", "give one of the two")
-    options = {name: option for name, option in given.items() if option[1] is not None}
-    loaded = read(config, options=options)
+    loaded = read(config, options=_options(given))
     for warning in loaded.warnings:
         warn(warning)
     return loaded.settings
 
 
-def target_of(settings: Settings) -> Target:
+def ledger_settings(
+    config: Path | None, given: dict[str, tuple[str, Any]]
+) -> Settings | lean.Settings:
+    """The same for the ledger, and the log is set up by them. On a machine without the intake they
+    are its own part of the settings: writing a ledger takes no HTTP server."""
+    try:
+        from seckill.server import log
+    except (MissingExtra, ModuleNotFoundError):
+        # The plain settings have a plain log.
+        own = lean.read(config, _options(given))
+        lean.configure(own.log)
+        return own
+    settings = read_settings(config, given)
+    log.configure(settings.log)
+    return settings
+
+
+def _options(given: dict[str, tuple[str, Any]]) -> dict[str, tuple[str, Any]]:
+    if all(given.get(name, ("", None))[1] for name in ("redis.url", "redis.data")):
+        raise InvalidInput("--redis, --embedded", "are both given", "give one of the two")
+    return {name: option for name, option in given.items() if option[1] is not None}
+
+
+def target_of(settings: Settings | lean.Settings) -> Target:
     """The server that the settings name."""
     at = settings.redis
     data = Path(at.data) if at.data else None

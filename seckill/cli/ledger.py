@@ -4,27 +4,32 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import typer
 
+from seckill.cli import ledger_adopt
 from seckill.cli.command import DataDir, Json, LedgerUrl, RedisUrl, on_engine, open_ledger
-from seckill.cli.daemon import Config, Once, Sales, read_settings, target_of, until_signal
-from seckill.cli.output import Output, new_table
+from seckill.cli.daemon import Config, Once, Sales, ledger_settings, target_of, until_signal
+from seckill.cli.output import Output, new_table, warn
 from seckill.engine import Engine
 from seckill.errors import UnknownSale
 from seckill.groups import groups_of
 from seckill.keys import LEDGER_GROUP
 
 if TYPE_CHECKING:
+    from seckill.cli import lean
     from seckill.ledger.run import Written
     from seckill.server.settings import Settings
 
 __all__ = ["app"]
 
 app = typer.Typer(no_args_is_help=True)
+app.command("adopt")(ledger_adopt.adopt)
 
 _log = logging.getLogger("seckill.ledger")
+
+REUSED: Final = "id reused"
 
 
 @app.command("run")
@@ -37,17 +42,14 @@ def run(
     embedded: DataDir = None,
 ) -> None:
     """Write every event and order into the ledger, until Ctrl-C. Several may share the work."""
-    from seckill.server import log
-
     given: dict[str, tuple[str, Any]] = {
         "redis.url": ("--redis", redis),
         "redis.data": ("--embedded", embedded and str(embedded)),
         "ledger.url": ("--ledger", ledger),
     }
-    settings = read_settings(config, given)
+    settings = ledger_settings(config, given)
     # Refused before anything is connected to.
     open_ledger(settings.ledger.url, new=True)
-    log.configure(settings.log)
     engine = target_of(settings).engine(sweep_ms=0)
     written = asyncio.run(_keep(engine, settings, tuple(sale or ()), once=once))
     if once and (written.left or written.dead or written.forked):
@@ -70,18 +72,26 @@ def migrate(ledger: LedgerUrl = None, json: Json = False) -> None:
 @app.command("status")
 @on_engine
 async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
-    """Show how far the ledger is with each sale; the exit code is 1 when it is behind, or a sale
-    is fenced."""
-    async with open_ledger(ledger) as book:
+    """Show how far the ledger is with each sale; the exit code is 1 when it is behind, a sale is
+    fenced, or has the id of one that was removed, or Redis belongs to another ledger."""
+    book = open_ledger(ledger)
+    from seckill.ledger.reused import REMEDY
+    from seckill.ledger.reused import find as find_reused
+
+    async with book:
+        is_other = await ledger_adopt.warn_of_another(engine, book)
         here = await engine.sales()
         known = {row["sale"]: row for row in await book.sales()}
+        reused = await find_reused(engine, known.values())
         rows = []
         for sale in sorted({*here, *known}):
             gone: tuple[int | None, str, int] = (None, "", 0)
             seq, state, waiting = await _standing(engine, sale) if sale in here else gone
             last, _ = await book.last(sale)
             events, orders = await book.counts(sale)
-            if state != "fenced":
+            if sale in reused:
+                state = REUSED
+            elif state != "fenced":
                 state = known[sale]["state"] if sale in known else "unknown"
             rows.append(
                 {
@@ -102,7 +112,10 @@ async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
         numbers = (f"{row[name]:,}" for name in ("ledger_seq", "waiting", "events", "orders"))
         table.add_row(row["sale"], row["state"], at, *numbers)
     out.answer(rows, table if rows else "no sales")
-    return int(any(map(_is_wrong, rows)))
+    for sale in sorted(reused):
+        said = f"sale {sale} was created under the id of one that was removed"
+        warn(f"{said}, and is not in the ledger; {REMEDY.format(sale=sale)}")
+    return int(is_other or any(map(_is_wrong, rows)))
 
 
 async def _standing(engine: Engine, sale: str) -> tuple[int | None, str, int]:
@@ -122,11 +135,11 @@ async def _standing(engine: Engine, sale: str) -> tuple[int | None, str, int]:
 
 def _is_wrong(row: dict[str, Any]) -> bool:
     is_behind = row["seq"] is not None and row["seq"] > row["ledger_seq"]
-    return is_behind or bool(row["waiting"]) or row["state"] == "fenced"
+    return is_behind or bool(row["waiting"]) or row["state"] in ("fenced", REUSED)
 
 
 async def _keep(
-    engine: Engine, settings: Settings, sales: tuple[str, ...], *, once: bool
+    engine: Engine, settings: Settings | lean.Settings, sales: tuple[str, ...], *, once: bool
 ) -> Written:
     from seckill.ledger.keep import Keeper
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 from datetime import tzinfo
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
+from rich.cells import cell_len
 from rich.console import RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from seckill.cli.command import Json, LedgerUrl, SaleId, open_ledger
@@ -20,6 +21,7 @@ from seckill.zone import CHINA, local, read_zone, span
 
 if TYPE_CHECKING:
     from seckill.ledger.report import Bucket, Report
+    from seckill.ledger.report_stock import SkuReport
 
 __all__ = ["report", "report_screen"]
 
@@ -204,22 +206,44 @@ def _bar(value: int, peak: int) -> str:
     return _BARS[-(-value * len(_BARS) // peak) - 1] if value else " "
 
 
-def _skus(report: Report, width: int) -> Table:
+def _skus(report: Report, width: int) -> RenderableType:
+    """A row for each item. Where a name has no room beside its numbers it stands above them: a SKU
+    that is cut into pieces can't be searched for, nor copied."""
     roomy = width >= ROOMY
-    between = (">held", ">unsold", ">again") if roomy else (">unsold",)
-    table = new_table("~item", ">total", ">sold", *between, ">net revenue", ">sold out after")
-    for sku in report.skus:
-        after = "-" if sku.sold_out_after_ms is None else span(sku.sold_out_after_ms)
-        numbers = [sku.total, sku.sold, sku.unsold]
-        if roomy:
-            numbers[2:] = [sku.held, sku.unsold, sku.resold]
-        table.add_row(
-            Text.assemble(sku.title, (f"  {sku.sku}", "dim")),
-            *(f"{number:,}" for number in numbers),
-            yuan(sku.net_fen),
-            after,
-        )
+    between = ("held", "unsold", "again") if roomy else ("unsold",)
+    heads = ("total", "sold", *between, "net revenue", "sold out after")
+    rows = [_sku_row(sku, roomy=roomy) for sku in report.skus]
+    widths = [max(map(len, column)) for column in zip(heads, *rows, strict=True)]
+    room = width - sum(widths) - 2 * len(widths)
+    longest = max(cell_len(part) for sku in report.skus for part in (sku.title, sku.sku))
+    if longest > room:
+        return _stacked(report, (heads, *rows), widths)
+    beside = all(cell_len(f"{sku.title}  {sku.sku}") <= room for sku in report.skus)
+    table = new_table("~item", *(f">{head}" for head in heads))
+    for sku, row in zip(report.skus, rows, strict=True):
+        name = Text.assemble(sku.title, ("  " if beside else "\n"), (sku.sku, "dim"))
+        table.add_row(name, *row)
     return table
+
+
+def _sku_row(sku: SkuReport, *, roomy: bool) -> list[str]:
+    numbers = [sku.total, sku.sold, sku.unsold]
+    if roomy:
+        numbers[2:] = [sku.held, sku.unsold, sku.resold]
+    after = "-" if sku.sold_out_after_ms is None else span(sku.sold_out_after_ms)
+    return [*(f"{number:,}" for number in numbers), yuan(sku.net_fen), after]
+
+
+def _stacked(report: Report, lines: Sequence[Sequence[str]], widths: Sequence[int]) -> Text:
+    """Each item's name on lines of its own, its numbers below it, in columns."""
+    head, *rows = (
+        "  ".join(f"{cell:>{width}}" for cell, width in zip(line, widths, strict=True))
+        for line in lines
+    )
+    picture = Text.assemble((f"  {head}", "dim"))
+    for sku, row in zip(report.skus, rows, strict=True):
+        picture.append(f"\n{sku.title}\n").append(sku.sku, style="dim").append(f"\n  {row}")
+    return picture
 
 
 def _count(number: int, noun: str) -> str:

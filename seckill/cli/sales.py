@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import msgspec
 import typer
@@ -21,6 +22,9 @@ from seckill.sale import Sale
 from seckill.salefile import load_sale
 from seckill.snapshot import Snapshot
 from seckill.status import Status
+
+if TYPE_CHECKING:
+    from seckill.ledger import Ledger
 
 __all__ = ["app"]
 
@@ -51,10 +55,7 @@ async def create(
     if now:
         sale = _moved(sale, now_ms)
     if has_ledger(ledger):
-        from seckill.ledger.fence import check_new
-
-        async with open_ledger(ledger, new=True) as book:
-            await check_new(engine, book, sale.id)
+        await _check_new(engine, open_ledger(ledger, missing_ok=True), sale.id)
     outcome = await engine.create(sale)
     if not outcome.ok:
         said = _EXISTS_OTHERWISE if outcome.status is Status.CONFLICT else ""
@@ -195,6 +196,17 @@ async def remove(
     data = msgspec.structs.asdict(removed)
     out.answer(data, Text.assemble(("✓ ", "green"), f"sale {sale}: {what}{kept}"))
     return 0
+
+
+async def _check_new(engine: Engine, book: Ledger, sale: str) -> None:
+    """Refuses a sale that Redis has lost, or whose id is used up. Where no ledger is yet, no sale
+    can have been in it."""
+    from seckill.ledger.existing import NoLedger
+    from seckill.ledger.fence import check_new
+
+    with suppress(NoLedger):
+        async with book:
+            await check_new(engine, book, sale)
 
 
 def _moved(sale: Sale, now_ms: int) -> Sale:

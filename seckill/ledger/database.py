@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import re
 import sqlite3
-from collections.abc import Iterable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any, Final
 
 from sqlalchemy import URL, event, make_url
@@ -48,7 +50,7 @@ _OPTIONS: Final = {
 }
 CONNECTIONS: Final = 5
 _POOL: Final = "seckill"
-CONNECT_S: Final = 10
+CONNECT_S: Final = 5
 BUSY_MS: Final = 30_000
 
 
@@ -61,10 +63,14 @@ def connect(url: str) -> AsyncEngine:
     options: dict[str, Any] = {}
     match at.get_backend_name():
         case "postgresql":
-            options["connect_args"] = {"timeout": CONNECT_S}
+            import asyncpg  # type: ignore[import-untyped]
+
+            options["connect_args"] = {"async_creator_fn": _in_time(asyncpg.connect, at)}
         case "mysql" | "mariadb":
+            import asyncmy
+
             options["connect_args"] = {
-                "connect_timeout": CONNECT_S,
+                "async_creator_fn": _in_time(asyncmy.connect, at),
                 # SQLAlchemy asks for FOUND_ROWS, with which a row that was there counts as new.
                 "client_flag": 0,
                 # A value that does not fit is refused, whatever this server does otherwise.
@@ -82,9 +88,29 @@ def connect(url: str) -> AsyncEngine:
     return engine
 
 
+def _in_time(make: Callable[..., Awaitable[Any]], at: URL) -> Callable[..., Awaitable[Any]]:
+    """The driver's own connect, with a bound on all of it: what a driver bounds is only a part, and
+    a port that takes connections and never speaks would be waited for without end."""
+
+    async def connect(*args: Any, **options: Any) -> Any:
+        try:
+            async with asyncio.timeout(CONNECT_S):
+                return await make(*args, **options)
+        except TimeoutError:
+            where = at.set(drivername=at.get_backend_name()).render_as_string(hide_password=True)
+            problem = f"{where} did not answer within {CONNECT_S} s"
+            raise LedgerUnavailable(f"{problem}; {_IS_IT_THERE}") from None
+
+    return connect
+
+
 def check_url(url: str) -> None:
-    """Raises InvalidInput for a URL that is no database's, MissingExtra for its driver."""
-    _parse(url)
+    """Raises InvalidInput for a URL that is no database's or names a folder that is not there,
+    MissingExtra for its driver."""
+    file = _file(_parse(url))
+    if file is not None and not file.absolute().parent.is_dir():
+        problem = f"{file.absolute().parent} is no folder that is there"
+        raise InvalidInput("ledger.url", problem, "make it, or name a file in another one")
 
 
 def shown_url(url: str) -> str:
@@ -103,6 +129,9 @@ def _parse(url: str) -> URL:
         raise InvalidInput("ledger.url", problem, _EXAMPLE)
     if not at.database:
         raise InvalidInput("ledger.url", "names no file and no database", _EXAMPLE)
+    if (file := _file(at)) is not None and file.is_dir():
+        remedy = f"name a file in it: sqlite:///{file}/ledger.db"
+        raise InvalidInput("ledger.url", f"{file} is a folder", remedy)
     drivername, module, extra = known
     if find_spec(module) is None:
         raise MissingExtra(extra, module)
@@ -113,6 +142,14 @@ def _parse(url: str) -> URL:
             problem, names = f"{name[:40]!r} can't be set in this URL", ", ".join(allowed)
             raise InvalidInput("ledger.url", problem, f"leave it out; there are {names}")
     return at.set(query={allowed[name]: value for name, value in at.query.items()})
+
+
+def _file(at: URL) -> Path | None:
+    """Where an SQLite database is, if it is in a file and the URL says so plainly."""
+    name = at.database or ""
+    if at.get_backend_name() != "sqlite" or name.startswith(("file:", ":memory:")):
+        return None
+    return Path(name)
 
 
 def _try_sqlite(_: object, __: object, place: Any, options: Any) -> None:

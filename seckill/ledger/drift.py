@@ -12,6 +12,8 @@ from typing import Final, NamedTuple
 
 import msgspec
 
+from seckill.ledger.reused import REMEDY
+
 __all__ = ["Drift", "DriftKind", "Drifts", "Report", "Side"]
 
 KEPT_MAX: Final = 100
@@ -32,6 +34,8 @@ class DriftKind(StrEnum):
 
     SALE_MISSING_IN_REDIS = "sale_missing_in_redis"
     SALE_MADE_ANEW = "sale_made_anew"
+    SALE_FORKED = "sale_forked"
+    SALE_ID_REUSED = "sale_id_reused"
     REDIS_BEHIND = "redis_behind"
     EVENT_DIFFERS = "event_differs"
     SALE_MISSING_IN_LEDGER = "sale_missing_in_ledger"
@@ -46,13 +50,18 @@ class DriftKind(StrEnum):
     ORDER_ROW_DIFFERS = "order_row_differs"
     ORDER_MISSING_IN_REDIS = "order_missing_in_redis"
     ORDER_BEHIND_IN_REDIS = "order_behind_in_redis"
+    ORDER_FORGED = "order_forged"
     ORDER_DIFFERS = "order_differs"
     ORDER_UNREADABLE = "order_unreadable"
     STOCK_DIFFERS = "stock_differs"
     TOTAL_DIFFERS = "total_differs"
+    ORDER_NOT_QUEUED = "order_not_queued"
+    PURSE_DIFFERS = "purse_differs"
+    SETTING_DIFFERS = "setting_differs"
     STATE_DIFFERS = "state_differs"
     SALE_ROW_DIFFERS = "sale_row_differs"
     ITEM_ROW_DIFFERS = "item_row_differs"
+    REFUSALS_UNREADABLE = "refusals_unreadable"
 
     @property
     def side(self) -> Side:
@@ -85,7 +94,8 @@ _FIX: Final = "seckill reconcile {sale} --fix"
 _REBUILD: Final = "seckill rebuild {sale}"
 _FORCED: Final = _REBUILD + " --force"
 _EDITED: Final = (
-    "find out who writes to the sale's keys in Redis; to put the ledger's story there, "
+    "find out who writes to the sale's keys in Redis, which --fix leaves alone because the sale"
+    " sells by them; to put the ledger's story there, "
 )
 
 KINDS: Final[dict[DriftKind, _About]] = {
@@ -97,12 +107,23 @@ KINDS: Final[dict[DriftKind, _About]] = {
         "the sale in Redis is another one, made under the same id after the ledger's was lost",
         _REBUILD + "; what the new one has sold is for you to decide, see docs/recovery.md",
     ),
+    DriftKind.SALE_FORKED: _About(
+        Side.UNKNOWN,
+        "Redis lost events and went on with others, so the two tell different stories from there",
+        f"seckill pause {{sale}}, then {_FORCED} --admit, see docs/recovery.md; nothing is"
+        " overwritten on either side",
+    ),
+    DriftKind.SALE_ID_REUSED: _About(
+        Side.REDIS,
+        "a sale was created under the id of one that was removed, and no ledger has its orders",
+        REMEDY,
+    ),
     DriftKind.REDIS_BEHIND: _About(
         Side.REDIS, "Redis came back with less than the ledger has seen", _REBUILD
     ),
     DriftKind.EVENT_DIFFERS: _About(
         Side.UNKNOWN,
-        "Redis and ledger tell two stories: Redis lost events and went on, or one was edited",
+        "Redis and ledger tell two stories of this event: one of them was edited",
         "pause the sale, then see docs/recovery.md; nothing is overwritten on either side",
     ),
     DriftKind.SALE_MISSING_IN_LEDGER: _About(
@@ -125,7 +146,7 @@ KINDS: Final[dict[DriftKind, _About]] = {
         Side.LEDGER,
         "neither the ledger nor the stream has this event any more",
         "restore seckill_events from a backup, or leave the gap: what it did to its order shows in"
-        " Redis' record, which --fix takes over",
+        " Redis' record, which --fix takes over where the gap has room for it",
     ),
     DriftKind.EVENT_MISSING_IN_STREAM: _About(
         Side.STREAM,
@@ -145,7 +166,7 @@ KINDS: Final[dict[DriftKind, _About]] = {
     ),
     DriftKind.ORDER_ROW_DIFFERS: _About(
         Side.LEDGER,
-        "the order's row is not what the ledger's own events say, and Redis agrees with them",
+        "the order's row is not what the ledger's own events say",
         _FIX,
         True,
     ),
@@ -155,9 +176,15 @@ KINDS: Final[dict[DriftKind, _About]] = {
     DriftKind.ORDER_BEHIND_IN_REDIS: _About(
         Side.REDIS, "Redis' record is of a lower version than the ledger's row", _EDITED + _FORCED
     ),
+    DriftKind.ORDER_FORGED: _About(
+        Side.REDIS,
+        "Redis holds a record of this order to which no event has led",
+        _EDITED + _FORCED,
+    ),
     DriftKind.ORDER_DIFFERS: _About(
         Side.UNKNOWN,
-        "the same version of this order reads differently on the two sides: one was edited",
+        "the same version of this order reads differently on the two sides, and its events are"
+        " gone",
         _EDITED + _FORCED,
     ),
     DriftKind.ORDER_UNREADABLE: _About(
@@ -171,6 +198,23 @@ KINDS: Final[dict[DriftKind, _About]] = {
         "an SKU's total in Redis is not what it began with and every change of stock since",
         _EDITED + _FORCED,
     ),
+    DriftKind.ORDER_NOT_QUEUED: _About(
+        Side.REDIS,
+        "this order waits in no queue, so it would never lapse and its units never come back",
+        _FIX,
+        True,
+    ),
+    DriftKind.PURSE_DIFFERS: _About(
+        Side.REDIS,
+        "what Redis says that a buyer has had is not what his orders say, so limits don't hold",
+        _EDITED + _FORCED,
+    ),
+    DriftKind.SETTING_DIFFERS: _About(
+        Side.REDIS,
+        "a setting of the sale in Redis is not what it was created with, or a change of stock is"
+        " not noted and its key would do it again",
+        _EDITED + _FORCED,
+    ),
     DriftKind.STATE_DIFFERS: _About(
         Side.REDIS,
         "the sale's state in Redis is not what its events say",
@@ -178,7 +222,7 @@ KINDS: Final[dict[DriftKind, _About]] = {
     ),
     DriftKind.SALE_ROW_DIFFERS: _About(
         Side.LEDGER,
-        "the sale's row is not what Redis and the ledger's own events say",
+        "the sale's row is not what its definition and the ledger's own events say",
         _FIX,
         True,
     ),
@@ -187,6 +231,12 @@ KINDS: Final[dict[DriftKind, _About]] = {
         "an item's row is not what its sale and the ledger's own events say",
         _FIX,
         True,
+    ),
+    DriftKind.REFUSALS_UNREADABLE: _About(
+        Side.REDIS,
+        "the counts of refusals in Redis hold something that is no count",
+        "take that out with a Redis client (HDEL, or DEL if it is no hash); the report loses what"
+        " it had counted, and nothing else depends on it",
     ),
 }
 

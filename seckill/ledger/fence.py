@@ -12,7 +12,7 @@ import time
 from typing import Any, Final
 
 import msgspec
-from sqlalchemy import and_, func, or_, select
+from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select
 
 from seckill.engine import CLOCK_JUMP_MS, Engine
 from seckill.errors import (
@@ -27,9 +27,11 @@ from seckill.keys import SALES as SALES_KEY
 from seckill.keys import shard_keys, stream_key
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
+from seckill.ledger.mark import check_mark, own
 from seckill.ledger.rows import Known, event_row, raw_of
 from seckill.ledger.tables import EVENTS, SALES
 from seckill.status import Status
+from seckill.stream import EventKind
 
 __all__ = ["Fenced", "check", "check_new", "fence"]
 
@@ -54,8 +56,9 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
 
     Also writes down how far Redis is, so that after a loss the ledger knows what it never got.
     Sales that are removed are left alone, and of one that is settled nothing can be sold, unless it
-    was made anew. Raises LedgerUnavailable, LedgerRefused, RedisUnavailable.
+    was made anew. Raises OtherLedger, LedgerUnavailable, LedgerRefused, RedisUnavailable.
     """
+    await own(engine, ledger)
     rows = await _rows(ledger)
     fenced: list[Fenced] = []
     for row, (header, entries) in zip(rows, await _looks(engine, rows), strict=True):
@@ -80,7 +83,7 @@ async def _check(
     if state == b"fenced":
         return Fenced(sale, (reason or b"").decode())
     is_same = made is not None and made.decode() == row["made"]
-    if row["state"] == "settled":
+    if row["is_over"]:
         return None if is_same or made is None else await fence(engine, ledger, sale, made)
     # What was seen of Redis was there, even if its events never came here.
     if not is_same or int(seq) < max(row["last"], row["seen_seq"]):
@@ -112,7 +115,8 @@ def _has(row: dict[str, Any], entries: Any) -> bool:
 async def check_new(engine: Engine, ledger: Ledger, sale: str) -> None:
     """To be asked before a sale is created. Raises InvalidInput when the ledger knows it and Redis
     does not: it was lost, and its units would be sold a second time; or it was removed, and the
-    ledger would take none of its events."""
+    ledger would take none of its events. Raises OtherLedger when it would go to another one."""
+    await check_mark(engine, ledger)
     try:
         row = await ledger.sale(sale)
     except UnknownSale:
@@ -139,7 +143,7 @@ async def fence(
     UpgradeNeeded.
     """
     row = await ledger.sale(sale)
-    if row["removed_at_ms"]:
+    if row["removed_at_ms"] and await _is_over(ledger, sale):
         return None
     known: Known = await ledger.known(sale)
     last_seq = max((await ledger.last(sale))[0], row["seen_seq"])
@@ -176,6 +180,25 @@ async def fence(
     return Fenced(sale, reason.decode())
 
 
+def _settled() -> ColumnElement[bool]:
+    """Whether a sale's state is that it is settled, by the event that gave it. The row alone is not
+    believed: whoever edits it would take the sale out of our sight."""
+    of = EVENTS.alias()
+    is_settled = or_(
+        of.c.kind == str(EventKind.SALE_SETTLED),
+        and_(of.c.kind == str(EventKind.SALE_REBUILT), of.c.body.like("%|settled|%")),
+    )
+    its_own = and_(of.c.sale == SALES.c.sale, of.c.seq == SALES.c.state_seq)
+    return exists().where(its_own, is_settled).correlate(SALES)
+
+
+async def _is_over(ledger: Ledger, sale: str) -> bool:
+    query = select(func.count()).select_from(SALES).where(SALES.c.sale == sale, _settled())
+    with our_errors():
+        async with ledger.engine.connect() as connection:
+            return bool(await connection.scalar(query))
+
+
 async def _rows(ledger: Ledger) -> list[dict[str, Any]]:
     """What the ledger has of each sale that may still sell, without the bulk of its definition, and
     its last event."""
@@ -186,15 +209,17 @@ async def _rows(ledger: Ledger) -> list[dict[str, Any]]:
         EVENTS.c.seq == newest.correlate(SALES).scalar_subquery(),
     )
     # A sale that was closed early would sell again if it were made anew.
-    sells = or_(SALES.c.state != "settled", SALES.c.ends_ms > int(time.time() * 1000))
+    is_over = _settled()
+    sells = or_(not_(is_over), SALES.c.ends_ms > int(time.time() * 1000))
     query = (
         select(
-            *(SALES.c.sale, SALES.c.made, SALES.c.state, SALES.c.seen_seq, SALES.c.seen_at_ms),
+            *(SALES.c.sale, SALES.c.made, SALES.c.seen_seq, SALES.c.seen_at_ms),
+            is_over.label("is_over"),
             func.coalesce(EVENTS.c.seq, 0).label("last"),
             *(EVENTS.c.at_ms, EVENTS.c.kind, EVENTS.c.subject, EVENTS.c.body),
         )
         .select_from(SALES.outerjoin(EVENTS, last))
-        .where(sells, SALES.c.removed_at_ms == 0)
+        .where(sells, or_(SALES.c.removed_at_ms == 0, not_(is_over)))
         .order_by(SALES.c.sale)
     )
     with our_errors():

@@ -49,7 +49,8 @@ class Keeper:
 
     ``keep_events_s`` is how long events stay in Redis that everybody has had. ``keep_sales_days``
     is how long a settled sale does, and ``retention_days`` how long the ledger knows the buyers of
-    a sale after its end; 0 is for ever. Raises InvalidInput (the URL), MissingExtra.
+    a sale after its end; 0 is for ever. With ``patient`` a Redis that belongs to another ledger is
+    waited for, as a database that is away is. Raises InvalidInput (the URL), MissingExtra.
     """
 
     def __init__(
@@ -62,6 +63,7 @@ class Keeper:
         retention_days: int = 0,
         sales: Sequence[str] = (),
         once: bool = False,
+        patient: bool = False,
     ) -> None:
         self._engine = engine
         self.ledger = Ledger(url)
@@ -71,7 +73,7 @@ class Keeper:
         self._once = once
         self._stopping = asyncio.Event()
         self._runner = LedgerRunner(
-            engine, self.ledger, sales=sales, once=once, chores=self._do_chores
+            engine, self.ledger, sales=sales, once=once, patient=patient, chores=self._do_chores
         )
         self._trim_at = self._hourly_at = monotonic()
         self._slow: asyncio.Task[None] | None = None
@@ -87,7 +89,8 @@ class Keeper:
         """Keeps it until ``stop``, or with ``once`` until nothing is left to write.
 
         With ``once`` raises what goes wrong; else a database or a server that is away is waited
-        for, and only UnknownSale is raised, for a sale that was named.
+        for, and only UnknownSale is raised, for a sale that was named, and OtherLedger, if the
+        Redis is another's from the start.
         """
         try:
             await self._start()

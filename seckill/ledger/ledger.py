@@ -12,16 +12,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from sqlalchemy import and_, func, select, update
+from sqlalchemy import URL, and_, func, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from seckill.errors import LedgerForked, UnknownSale
+from seckill.errors import LedgerForked, LedgerRefused, UnknownSale
 from seckill.ledger import migrate
 from seckill.ledger.database import connect, our_errors
 from seckill.ledger.rows import Known, Raw, event_row, newest_orders, raw_event, sale_state
 from seckill.ledger.rows import decode as decode_raw
 from seckill.ledger.statements import put_events, put_items, put_orders, put_sale
-from seckill.ledger.tables import EVENTS, ITEMS, ORDERS, SALES
+from seckill.ledger.tables import EVENTS, IDENTITY, ITEMS, ORDERS, SALES
 from seckill.sale import Sale
 from seckill.stream import SALE_SUBJECT, EventKind
 
@@ -47,6 +47,29 @@ class Ledger:
         """Where it is, if it is a file."""
         at = self.engine.url
         return Path(at.database or "") if at.get_backend_name() == "sqlite" else None
+
+    @property
+    def name(self) -> str:
+        """Where it is, for people: the URL without user, password and options."""
+        at = self.engine.url
+        if self.file is not None:
+            return f"sqlite:///{self.file.absolute()}"
+        plain = URL.create(at.get_backend_name(), None, None, at.host, at.port, at.database)
+        return plain.render_as_string()
+
+    async def identity(self) -> str:
+        """Its own id, 32 hexadecimal digits. A backup and a copy have the same.
+
+        Asked of the database each time: another one may have taken its place.
+        """
+        with our_errors():
+            for _ in range(2):
+                async with self.engine.connect() as connection:
+                    found = await connection.scalar(select(IDENTITY.c.id))
+                if found is not None:
+                    return str(found)
+                await migrate.identify(self.engine)
+        raise LedgerRefused("its table seckill_ledger does not keep what is written there")
 
     async def __aenter__(self) -> Self:
         await self.start()

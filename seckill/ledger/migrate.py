@@ -4,20 +4,23 @@ on the same tables, so programs may be replaced one after the other.
 
 from __future__ import annotations
 
+import secrets
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import resources
 from typing import TYPE_CHECKING, Final
 
-from sqlalchemy import Column, Connection, MetaData, String, Table, text
+from sqlalchemy import Column, Connection, MetaData, String, Table, insert, select, text
 
 from seckill.errors import LedgerUnavailable
+from seckill.ledger.tables import IDENTITY
 
 if TYPE_CHECKING:
     from alembic.config import Config
     from sqlalchemy.ext.asyncio import AsyncEngine
 
-__all__ = ["upgrade"]
+__all__ = ["identify", "is_current", "upgrade"]
 
 VERSION_TABLE: Final = "seckill_version"
 # Any number will do, as long as nobody else locks by it; these are the letters "seckill" as bytes.
@@ -38,6 +41,11 @@ async def upgrade(engine: AsyncEngine) -> None:
         await connection.run_sync(_upgrade)
 
 
+def is_current(connection: Connection) -> bool:
+    """Whether the tables serve this version. Only reads."""
+    return _is_done(connection, _config())
+
+
 def _upgrade(connection: Connection) -> None:
     from alembic import command
 
@@ -51,6 +59,25 @@ def _upgrade(connection: Connection) -> None:
             _VERSIONS.create(connection, checkfirst=True)
             config.attributes["connection"] = connection
             command.upgrade(config, "head")
+            # With the tables, because who keeps a ledger may not have the right to write this one.
+            _identify(connection)
+
+
+async def identify(engine: AsyncEngine) -> None:
+    """Gives the ledger an id if it has none: its tables were made, and then the process ended."""
+
+    def alone(connection: Connection) -> None:
+        with _alone(connection):
+            _identify(connection)
+
+    async with engine.begin() as connection:
+        await connection.run_sync(alone)
+
+
+def _identify(connection: Connection) -> None:
+    if connection.scalar(select(IDENTITY.c.id)) is None:
+        row = {"place": 1, "id": secrets.token_hex(16), "made_at_ms": int(time.time() * 1000)}
+        connection.execute(insert(IDENTITY).values(row))
 
 
 def _is_done(connection: Connection, config: Config) -> bool:

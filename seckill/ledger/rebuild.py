@@ -30,6 +30,7 @@ from seckill.ledger import strangers
 from seckill.ledger.database import our_errors
 from seckill.ledger.fence import fence
 from seckill.ledger.ledger import Ledger
+from seckill.ledger.mark import check_mark, own
 from seckill.ledger.parts import Parts, ahead
 from seckill.ledger.purses import Purses
 from seckill.ledger.rows import Known
@@ -103,9 +104,10 @@ async def rebuild(
     ``force`` rebuilds it even if Redis has all that the ledger has: its keys were edited, or the
     two tell different stories. ``admit`` takes in orders that only Redis knows, as long as stock
     and limits last. Stop the ledger's runners or not: what they write meanwhile makes this fail,
-    never go wrong. Raises UnknownSale, InvalidInput, LedgerUnavailable, NotAdmitted, and whatever a
-    call to Redis raises.
+    never go wrong. Raises UnknownSale, InvalidInput, OtherLedger, LedgerUnavailable, NotAdmitted,
+    and whatever a call to Redis raises.
     """
+    await own(engine, ledger)
     known, row = await ledger.known(sale), await ledger.sale(sale)
     if row["removed_at_ms"]:
         remedy = "read its orders in the ledger"
@@ -184,6 +186,8 @@ class _Rebuild:
         if now != extent:
             problem = "the ledger was written to meanwhile; run this again"
             raise LedgerUnavailable(f"sale {self._sale!r} was not rebuilt: {problem}")
+        # It may have been adopted by another one meanwhile.
+        await check_mark(self._engine, self._ledger)
         client, letters = self._engine._calls.client, group_keys(self._sale, LEDGER_GROUP)
         # Before the swap: whoever finds the sale gone on, finds it in the list of sales as well.
         await self._engine._calls.attempt(lambda: client.sadd(SALES, self._sale))

@@ -2,22 +2,23 @@
 
 1. Note how far Redis is, and wait until the ledger has got there.
 2. Events: the ledger's against the stream's, one by one (reconcile_events.py).
-3. Orders: Redis' records against the ledger's rows, both ways (reconcile_orders.py).
-4. Stock: what Redis counts against what its orders hold (reconcile_stock.py).
-5. The rows of the sale and its items.
+3. Orders: Redis' records and the ledger's rows against the events (reconcile_orders.py).
+4. Stock: what Redis counts against what its orders hold, and its settings (reconcile_stock.py).
+5. Queues and purses in Redis against its orders (reconcile_queues.py, reconcile_purses.py).
+6. The rows of the sale and its items against the events (reconcile_sale.py).
 
-Every read is a small one and memory is bounded, so it may run at any time. With ``fix`` it writes
-to the ledger only, and only what Redis, the stream or the ledger's own events prove.
+Every read is a small one, so it may run at any time. The events are the truth, and what the sale is
+comes from the first of them. With ``fix`` it writes to the ledger, and only what the events prove,
+or where they are lost what Redis has in their place; in Redis it does nothing but put orders back
+into their queues.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
-
-from sqlalchemy import update
 
 from seckill import redis as servers
 from seckill.engine import Engine
@@ -25,13 +26,17 @@ from seckill.errors import UnknownSale
 from seckill.ledger.database import our_errors
 from seckill.ledger.drift import Drift, DriftKind, Drifts, Report
 from seckill.ledger.ledger import Ledger
-from seckill.ledger.reconcile_events import EventComparison, History
+from seckill.ledger.reconcile_events import EventComparison
+from seckill.ledger.reconcile_history import History, created_as
 from seckill.ledger.reconcile_orders import Judge, is_row_of_record
+from seckill.ledger.reconcile_purses import PurseCount, compare_purses
+from seckill.ledger.reconcile_queues import Waiting, compare_queues, requeue
+from seckill.ledger.reconcile_sale import SaleRows, compare_refusals
 from seckill.ledger.reconcile_sides import LedgerSide, Picture, RedisSide
-from seckill.ledger.reconcile_stock import OrderCount, compare_stock
+from seckill.ledger.reconcile_stock import OrderCount, StockChanges, compare_stock
+from seckill.ledger.reconcile_wait import NEW_S, POLL_MAX_S, Patience
+from seckill.ledger.report import left_out
 from seckill.ledger.rows import Known
-from seckill.ledger.statements import put_items
-from seckill.ledger.tables import ITEMS, SALES
 from seckill.order import order_id_shard
 from seckill.sale import check_sale_id
 
@@ -42,13 +47,9 @@ __all__ = ["PATIENCE_S", "reconcile"]
 
 PATIENCE_S: Final = 30.0
 """How long the ledger is waited for, by default."""
-POLL_MIN_S: Final = 0.02
-POLL_MAX_S: Final = 0.5
-NEW_S: Final = 5.0
-"""How long a sale may be without a row in the ledger, or without a consumer."""
-CONSUMERS_SHOWN: Final = 3
 
 _Told = Callable[[str, int, int], None]
+_TOO_FAST: Final = "the sale changed too fast, or was removed meanwhile"
 
 
 async def reconcile(
@@ -71,7 +72,7 @@ async def reconcile(
     try:
         with servers.our_errors():
             client = servers.connect_client(pool)
-            work = _Reconciliation(client, ledger, sale, fix=fix, patience_s=patience_s)
+            work = _Reconciliation(engine, client, ledger, sale, fix=fix, patience_s=patience_s)
             work.told = progress or work.told
             return await work.run()
     finally:
@@ -82,18 +83,25 @@ class _Reconciliation:
     """One sale, once."""
 
     def __init__(
-        self, client: Redis, ledger: Ledger, sale: str, *, fix: bool, patience_s: float
+        self,
+        engine: Engine,
+        client: Redis,
+        ledger: Ledger,
+        sale: str,
+        *,
+        fix: bool,
+        patience_s: float,
     ) -> None:
+        self._engine = engine
         self._redis = RedisSide(client, sale)
         self._book = LedgerSide(ledger, sale)
         self._ledger = ledger
         self._sale = sale
         self._fix = fix
         self._patience_s = patience_s
+        self._patience = Patience(self._redis, self._book, patience_s)
         self._drifts = Drifts()
         self._began_s = monotonic()
-        self._waited_s = 0.0
-        self._behind = False
         self._undecided: list[str] = []
         self.told: _Told = lambda what, done, of: None
 
@@ -105,11 +113,11 @@ class _Reconciliation:
         picture = await self._redis.picture()
         if picture is None:
             # It may have been removed just now, which the ledger is told first.
-            row = await self._book.row()
-            if row is None:
+            if await self._book.row() is None:
                 raise UnknownSale(self._sale)
-            if row["state"] != "settled" and not row["removed_at_ms"]:
-                text = f"the ledger has it {row['state']}, with events up to {last:,}"
+            state = await self._compare_row()
+            if state != "settled":
+                text = f"the ledger has it {state}, with events up to {last:,}"
                 self._add(DriftKind.SALE_MISSING_IN_REDIS, text)
             return self._report(seq=last)
         if row is None and not await self._is_new():
@@ -117,7 +125,8 @@ class _Reconciliation:
                 return self._report(seq=picture.seq)
         elif row is None:
             return await self.run()
-        elif not self._is_same_sale(row, last, picture):
+        elif not await self._is_same_sale(row, last, picture):
+            await self._compare_row()
             return self._report(seq=picture.seq)
         return await self._compare(picture)
 
@@ -133,47 +142,68 @@ class _Reconciliation:
     async def _make_sale(self, picture: Picture) -> bool:
         """The ledger does not know the sale. Whether it does now."""
         if self._fix:
-            await self._ledger.know(picture.known)
+            await self._ledger.know(await self._known(picture))
         text = f"Redis has it {picture.state}, with {picture.seq:,} events"
         self._add(DriftKind.SALE_MISSING_IN_LEDGER, text, mended=self._fix)
         return self._fix
 
-    def _is_same_sale(self, row: dict[str, Any], last: int, picture: Picture) -> bool:
+    async def _is_same_sale(self, row: dict[str, Any], last: int, picture: Picture) -> bool:
         """Whether Redis has all of the sale that the ledger knows."""
-        if picture.state == "fenced":
-            self._add(DriftKind.REDIS_BEHIND, f"the sale is fenced: {picture.reason}")
-            return False
-        if row["made"] != picture.known.made:
+        seen, is_fenced = max(last, row["seen_seq"]), picture.state == "fenced"
+        if row["made"] != picture.known.made and not is_fenced:
             text = f"Redis has the one made as {picture.known.made}, the ledger {row['made']}"
-            self._add(DriftKind.SALE_MADE_ANEW, text)
+            is_reused = bool(row["removed_at_ms"])
+            self._add(DriftKind.SALE_ID_REUSED if is_reused else DriftKind.SALE_MADE_ANEW, text)
             return False
-        seen = max(last, row["seen_seq"])
-        if picture.seq < seen:
-            text = f"Redis is at event {picture.seq:,}, and was seen at {seen:,}; "
-            text += f"the ledger's last is {last:,}"
-            self._add(DriftKind.REDIS_BEHIND, text)
+        if picture.seq >= seen and not is_fenced:
+            return True
+        if row["made"] == picture.known.made and await self._has_forked(picture, last):
             return False
-        return True
+        text = f"Redis is at event {picture.seq:,}, and was seen at {seen:,}; "
+        text += f"the ledger's last is {last:,}"
+        if is_fenced:
+            text = f"the sale is fenced: {picture.reason}"
+        self._add(DriftKind.REDIS_BEHIND, text)
+        return False
 
-    async def _compare(self, picture: Picture) -> Report:
-        known = picture.known
-        through = picture.seq
-        if not await self._catch_up(through):
-            through = await self._applied(through)
-        # After the wait: what was refused up to there is among them.
-        letters = await self._redis.letters()
-        for seq, (subject, cause) in sorted(letters.items()):
-            self._drifts.add(Drift(DriftKind.DEAD_LETTER, cause, subject, seq, seq))
-        judge = Judge(
+    async def _has_forked(self, picture: Picture, last: int) -> bool:
+        """Whether a sale that is fenced or behind has other events than the ledger as well."""
+        known = await self._ledger.known(self._sale)
+        events = self._events(self._judge(known, ()), known, ())
+        await events.run(0, min(picture.seq, last))
+        return events.forked
+
+    async def _known(self, picture: Picture) -> Known:
+        """The sale as its first event has it; neither its header nor its row is believed."""
+        row = await self._book.row()
+        sale, is_sure = await created_as(self._redis, self._book)
+        if not is_sure:
+            # Every row would be mended by it.
+            self._fix = False
+        sale = sale or picture.known.sale
+        origin_ms = picture.known.origin_ms
+        if row is not None and sale.opens_ms == row["origin_ms"]:
+            # Both begin as the same, and whoever says so is right.
+            origin_ms = sale.opens_ms
+        return Known(sale, origin_ms, picture.known.made)
+
+    # -- comparing ----------------------------------------------------------------------------
+
+    def _judge(self, known: Known, subjects: Iterable[str]) -> Judge:
+        return Judge(
             self._redis,
             self._book,
             known,
             self._drifts,
-            subjects={subject for subject, _ in letters.values()},
+            subjects=subjects,
             fix=self._fix,
-            catch_up=self._catch_up_now,
+            catch_up=self._patience.catch_up_now,
         )
-        events = EventComparison(
+
+    def _events(
+        self, judge: Judge, known: Known, letters: Iterable[int], of: int = 0
+    ) -> EventComparison:
+        return EventComparison(
             self._redis,
             self._book,
             known,
@@ -181,206 +211,142 @@ class _Reconciliation:
             self._drifts,
             letters=letters,
             fix=self._fix,
-            progress=lambda done: self.told("events", done, through),
-        )
-        history = await events.run(through)
-        await judge.flush()
-        start = await self._redis.picture()
-        count = await self._compare_orders(judge, known, picture.orders, whole=history.whole)
-        stock = None if start is None else await compare_stock(self._redis, start, count)
-        for drift in stock or ():
-            self._drifts.add(drift)
-        if stock is None:
-            self._undecided.append("stock: the sale changed too fast, or was removed meanwhile")
-        await self._compare_sale(picture, history, through)
-        await self._compare_items(picture, history, through)
-        if judge.unjudged and not self._behind:
-            self._undecided.append(f"{judge.unjudged:,} orders: the ledger did not get there")
-        return self._report(
-            seq=picture.seq,
-            events=through,
-            orders=(start or picture).orders,
-            skus=len(known.sale.items),
-            stream_from=events.stream_from,
+            progress=lambda done: self.told("events", done, of),
         )
 
+    async def _compare(self, picture: Picture) -> Report:
+        known = await self._known(picture)
+        through = picture.seq
+        behind: Drift | None = None
+        if not await self._patience.catch_up(through):
+            behind = await self._patience.drift(through)
+            through = await self._patience.applied(through)
+        # After the wait: what was refused up to there is among them.
+        letters = await self._redis.letters()
+        judge = self._judge(known, {subject for subject, _ in letters.values()})
+        events = self._events(judge, known, letters, through)
+        history = await events.run(through, picture.seq)
+        compared = {"seq": picture.seq, "events": through, "stream_from": events.stream_from}
+        if events.forked:
+            # Which is why the ledger is behind, if it is, and why nothing that follows can agree.
+            return self._report(**compared, skus=len(known.sale.items))
+        if behind is not None:
+            self._drifts.add(behind)
+        for seq, (subject, cause) in sorted(letters.items()):
+            self._drifts.add(Drift(DriftKind.DEAD_LETTER, cause, subject, seq, seq))
+        await judge.finish()
+        start = await self._redis.picture() or picture
+        await self._compare_orders(judge, known, start, history, through)
+        if through == picture.seq:
+            self._compare_state(picture, history)
+        refusals = await compare_refusals(self._redis, self._drifts)
+        await SaleRows(
+            self._book,
+            known,
+            self._drifts,
+            fix=self._fix,
+            is_lost=judge.is_lost,
+            differing=judge.differing,
+            refusals=refusals,
+        ).compare()
+        if judge.unjudged and behind is None:
+            self._undecided.append(f"{judge.unjudged:,} orders: the ledger did not get there")
+        return self._report(**compared, orders=start.orders, skus=len(known.sale.items))
+
     async def _compare_orders(
-        self, judge: Judge, known: Known, orders: int, *, whole: bool
-    ) -> OrderCount:
-        """Both ways: what Redis has, and then what only the ledger has. Unless the ledger's events
-        are ``whole``, the rows have to fit their records, too."""
-        count = OrderCount()
+        self, judge: Judge, known: Known, start: Picture, history: History, through: int
+    ) -> None:
+        """Orders, both ways: what Redis has, and then what only the ledger has. And what hangs on
+        the orders in Redis."""
+        count, waiting, purses = OrderCount(), Waiting(), PurseCount()
         done = 0
         async for records in self._redis.scan():
-            count.feed(records)
-            good = [order for order in records if _is_order_id(order)]
-            for order in records.keys() - set(good):
-                self._add(DriftKind.ORDER_UNREADABLE, f"{order[:60]!r} is no order id")
-            there = await self._book.records(good)
-            await judge.add([order for order in good if there.get(order) != records[order]])
-            if not whole:
-                rows = await self._book.rows(good)
-                bad = [name for name, row in rows.items() if not is_row_of_record(known, row)]
-                await judge.add(bad, by_history=True)
+            for counter in (count, waiting, purses):
+                counter.feed(records)
+            await self._compare_records(judge, known, records, whole=history.whole)
             done += len(records)
-            self.told("orders in Redis", done, max(done, orders))
+            self.told("orders in Redis", done, max(done, start.orders))
+        changes = None
+        if history.whole:
+            changes = StockChanges(history.story.changes, through, history.after)
+        self._tell("stock", await compare_stock(self._redis, known, start, count, changes))
+        self._tell("purses", await compare_purses(self._redis, purses))
+        unqueued = await compare_queues(self._redis, waiting)
+        if self._fix and unqueued:
+            unqueued = await requeue(self._engine, self._sale, unqueued)
+        self._tell("queues", unqueued)
+        nameless = await self._book.has_orders_without_events()
         done = 0
         async for ids in self._book.ids():
             there = await self._redis.records(ids)
-            await judge.add([order for order in ids if order not in there])
+            wanted = [order for order in ids if nameless or order not in there]
+            await judge.add(wanted, by_history=nameless)
             done += len(ids)
-            self.told("orders in the ledger", done, max(done, orders))
+            self.told("orders in the ledger", done, max(done, start.orders))
         await judge.flush()
-        return count
 
-    # -- waiting for the ledger ---------------------------------------------------------------
+    async def _compare_records(
+        self, judge: Judge, known: Known, records: dict[str, str], *, whole: bool
+    ) -> None:
+        """Records against the rows. Unless the ledger's events are ``whole``, the rows have to fit
+        their own records, too."""
+        good = [order for order in records if _is_order_id(order)]
+        for order in records.keys() - set(good):
+            self._add(DriftKind.ORDER_UNREADABLE, f"{order[:60]!r} is no order id")
+        there = await self._book.records(good)
+        await judge.add([order for order in good if there.get(order) != records[order]])
+        if not whole:
+            rows = await self._book.rows(good)
+            bad = [name for name, row in rows.items() if not is_row_of_record(known, row)]
+            await judge.add(bad, by_history=True)
 
-    async def _catch_up_now(self) -> bool:
-        return not self._behind and await self._catch_up(await self._redis.seq())
+    def _compare_state(self, picture: Picture, history: History) -> None:
+        reason = picture.reason if picture.state == "paused" else ""
+        state = history.story.state[:2]
+        if history.whole and state != (picture.state, reason):
+            text = f"Redis: {_state(picture.state, reason)}; by its events: {_state(*state)}"
+            self._add(DriftKind.STATE_DIFFERS, text)
 
-    async def _catch_up(self, through: int) -> bool:
-        """Waits until the ledger has everything up to this seq. False, and a drift, when it does
-        not get there in time."""
-        began_s = monotonic()
-        pause_s = POLL_MIN_S
-        while True:
-            progress = await self._redis.progress()
-            if progress.applied >= through:
-                break
-            first = max(0, progress.applied) + 1
-            if (not progress.exists or pause_s >= POLL_MAX_S) and await self._book.count(
-                first, through
-            ) == through - first + 1:
-                break  # Written, if not acknowledged.
-            rest_s = began_s + self._patience_s - monotonic()
-            if not progress.exists:
-                rest_s -= max(0.0, self._patience_s - NEW_S)
-            if rest_s <= 0:
-                await self._tell_behind(through)
-                return False
-            await asyncio.sleep(min(pause_s, rest_s))
-            pause_s = min(pause_s * 1.5, POLL_MAX_S)
-        self._waited_s += monotonic() - began_s
-        return True
-
-    async def _applied(self, through: int) -> int:
-        return max(0, min(through, (await self._redis.progress()).applied))
-
-    async def _tell_behind(self, through: int) -> None:
-        self._behind = True
-        progress = await self._redis.progress()
-        if not progress.exists:
-            text = f"no consumer has ever read the stream, which has {through:,} events"
-        else:
-            applied = max(0, progress.applied)
-            text = f"it has all up to event {applied:,} of {through:,}"
-            text += f" after {self._patience_s:g} s of waiting"
-        if progress.pending:
-            held = [
-                f"{name} holds {pending:,} for {idle / 1000:,.0f} s"
-                for name, pending, idle in await self._redis.consumers()
-            ]
-            more = len(held) - CONSUMERS_SHOWN
-            text += f"; of {progress.pending:,} entries taken, " + ", ".join(held[:CONSUMERS_SHOWN])
-            text += f" and {more} more consumers some" if more > 0 else ""
-        behind = through - max(0, progress.applied)
-        drift = Drift(DriftKind.LEDGER_BEHIND, text, "", through - behind + 1, through)
-        self._drifts.add(drift)
-
-    # -- the rows of the sale and its items ---------------------------------------------------
-
-    async def _compare_sale(self, picture: Picture, history: History, through: int) -> None:
-        sale, (state, reason, seq) = picture.known.sale, history.state
-        if (
-            state
-            and history.whole
-            and through == picture.seq
-            and (state, reason) != (picture.state, picture.reason if state == "paused" else "")
-        ):
-            text = f"Redis: {_state(picture.state, picture.reason)}; by its events: "
-            self._add(DriftKind.STATE_DIFFERS, text + _state(state, reason))
-        right: dict[str, Any] = {
-            "definition": sale.definition().decode(),
-            "origin_ms": picture.known.origin_ms,
-            "opens_ms": sale.opens_ms,
-            "ends_ms": sale.ends_ms,
-        }
-        row = await self._book.row() or {}
-        if state and _is_judged(history, row.get("state_seq", 0), seq, through):
-            right |= {"state": state, "reason": reason, "state_seq": seq}
-        wrong = [name for name, value in right.items() if row.get(name) != value]
-        if not wrong or not row:
-            return
-        if self._fix:
-            where = (SALES.c.sale == self._sale, SALES.c.state_seq == row["state_seq"])
-            await self._execute(update(SALES).where(*where).values(right))
-            row = await self._book.row() or {}
-        mended = self._fix and all(row.get(name) == right[name] for name in wrong)
-        text = f"the row differs in {', '.join(wrong)}"
-        self._add(DriftKind.SALE_ROW_DIFFERS, text, mended=mended)
-
-    async def _compare_items(self, picture: Picture, history: History, through: int) -> None:
-        rows = await self._book.items()
-        for position, item in enumerate(picture.known.sale.items):
-            row = rows.pop(position, None)
-            total, seq = history.totals.get(position, (item.total, 0))
-            right: dict[str, Any] = {
-                "sku": item.sku,
-                "title": item.title,
-                "price_fen": item.price_fen,
-            }
-            if row is None or _is_judged(history, row["total_seq"], seq, through):
-                right |= {"total": total, "total_seq": seq}
-            wrong = [name for name, value in right.items() if row is None or row[name] != value]
-            if wrong:
-                mended = self._fix and await self._mend_item(position, right, row)
-                text = "it is missing" if row is None else _difference(wrong, row, right)
-                self._add(DriftKind.ITEM_ROW_DIFFERS, text, sku=item.sku, mended=mended)
-        for row in rows.values():
-            text = "the sale has no such item"
-            self._add(DriftKind.ITEM_ROW_DIFFERS, text, sku=str(row["sku"]))
-
-    async def _mend_item(
-        self, position: int, right: dict[str, Any], row: dict[str, Any] | None
-    ) -> bool:
-        if row is None:
-            whole = {"sale": self._sale, "position": position} | right
-            with our_errors():
-                async with self._ledger.engine.begin() as connection:
-                    await put_items(connection, [whole])
-        else:
-            key = (ITEMS.c[name] == row[name] for name in ("sale", "position", "total_seq"))
-            await self._execute(update(ITEMS).where(*key).values(right))
-        there = (await self._book.items()).get(position)
-        return there is not None and all(there[name] == right[name] for name in right)
-
-    async def _execute(self, statement: Any) -> None:
+    async def _compare_row(self) -> str:
+        """The sale's row by itself, where Redis can't be compared. Returns the state that the
+        ledger's events say."""
         with our_errors():
-            async with self._ledger.engine.begin() as connection:
-                await connection.execute(statement)
+            async with self._ledger.engine.connect() as connection:
+                never = await left_out(connection, self._sale)
+        events, _ = await self._ledger.counts(self._sale)
+        last, _ = await self._ledger.last(self._sale)
+        known = await self._ledger.known(self._sale)
+        rows = SaleRows(
+            self._book,
+            known,
+            self._drifts,
+            fix=self._fix,
+            is_lost=lambda seq: seq <= last and events + never < last,
+        )
+        return (await rows.compare()).state[0]
 
     # -- telling ------------------------------------------------------------------------------
 
-    def _add(self, kind: DriftKind, text: str, *, sku: str = "", mended: bool = False) -> None:
-        self._drifts.add(Drift(kind, text, sku=sku, mended=mended))
+    def _tell(self, what: str, drifts: list[Drift] | None) -> None:
+        for drift in drifts or ():
+            self._drifts.add(drift)
+        if drifts is None:
+            self._undecided.append(f"{what}: {_TOO_FAST}")
+
+    def _add(self, kind: DriftKind, text: str, *, mended: bool = False) -> None:
+        self._drifts.add(Drift(kind, text, mended=mended))
 
     def _report(self, **compared: int) -> Report:
         return Report(
             self._sale,
             **compared,
-            waited_s=round(self._waited_s, 3),
+            waited_s=round(self._patience.waited_s, 3),
             took_s=round(monotonic() - self._began_s, 3),
             left=self._drifts.left,
             mended=self._drifts.mended,
             drifts=self._drifts.kept,
             undecided=tuple(self._undecided),
         )
-
-
-def _is_judged(history: History, row_seq: int, seq: int, through: int) -> bool:
-    """Whether the ledger's events say what a row of the sale or an item must be: the row may be of
-    an event after those that were compared, or of one that is missing."""
-    return row_seq <= seq or (history.whole and row_seq <= through)
 
 
 def _is_order_id(order: str) -> bool:
@@ -393,7 +359,3 @@ def _is_order_id(order: str) -> bool:
 
 def _state(state: str, reason: str) -> str:
     return f"{state} ({reason})" if reason and state == "paused" else state
-
-
-def _difference(names: list[str], row: dict[str, Any], right: dict[str, Any]) -> str:
-    return "; ".join(f"{name} is {row[name]!r}, not {right[name]!r}" for name in names[:3])

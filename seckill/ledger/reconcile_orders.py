@@ -6,12 +6,16 @@ the sides are read decides, and a running sale raises no alarm:
     Redis before   what the ledger must have, once it has caught up with that moment
     the ledger     the order's row, its events, and the row again
     Redis after    what is at least as new as anything in the ledger
+
+The order's events decide: the row is compared with them, and so is Redis' record, each by itself.
+Where events are lost, one that is further than they are may be right, if so many are missing; and
+then it is the row and the record that are compared.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from sqlalchemy import update
 
@@ -33,7 +37,6 @@ _COLUMNS: Final = tuple(
     column.name for column in ORDERS.columns if column.name not in ("held_ms", "attrs")
 )
 _MISSING: Final = (DriftKind.ORDER_MISSING_IN_LEDGER, DriftKind.ORDER_BEHIND_IN_LEDGER)
-_MENDABLE: Final = (*_MISSING, DriftKind.ORDER_ROW_DIFFERS)
 
 
 def row_differs(said: Row, row: Row | None) -> bool:
@@ -65,10 +68,35 @@ def is_row_of_record(known: Known, row: Row) -> bool:
     return all(row[name] == right[name] for name in _COLUMNS if name != "changed_ms")
 
 
+class _Sides(NamedTuple):
+    """What there is of an order: Redis' record before and after, its row, and what its ``events``
+    make of it, the last of which was ``seq``."""
+
+    order: str
+    before: str | None
+    now: str | None
+    row: Row | None
+    said: Row | None
+    seq: int
+
+
+class _Finding(NamedTuple):
+    """A drift, and the row that mends it, where there is one, with where that is from."""
+
+    drift: Drift
+    right: Row | None = None
+    source: str = ""
+
+
+_BY_EVENTS: Final = "from the ledger's own events"
+_BY_RECORD: Final = "from Redis' record"
+
+
 class Judge:
     """Decides on the orders that are brought before it, ``PART`` at a time.
 
     ``catch_up`` waits until the ledger has what Redis has now, and says whether it got there.
+    Those for which it has to be known which events are lost wait until ``finish``.
     """
 
     def __init__(
@@ -92,8 +120,25 @@ class Judge:
         self._waiting: set[str] = set()
         self._by_history: set[str] = set()
         self._named: set[str] = set()
+        self._later: set[str] = set()
+        self._lost: list[tuple[int, int]] = []
+        self._all_events = False
+        self.disputed: set[str] = set()
+        """Orders of which an event differs: nobody knows what is right."""
+        self.differing: set[int] = set()
+        """Those events."""
         self.unjudged = 0
         """Orders that the ledger may be about to write, which it could not be waited for."""
+
+    def lose(self, first: int, last: int) -> None:
+        """Notes events that the ledger does not have."""
+        if self._lost and self._lost[-1][1] + 1 == first:
+            first = self._lost.pop()[0]
+        self._lost.append((first, last))
+
+    def is_lost(self, seq: int) -> bool:
+        """Whether the ledger does not have this event, or another one."""
+        return any(first <= seq <= last for first, last in self._lost)
 
     async def add(self, orders: Collection[str], *, by_history: bool = False) -> None:
         """Brings orders that look different; ``by_history``: to the ledger's own events."""
@@ -102,6 +147,14 @@ class Judge:
             self._by_history.update(orders)
         if len(self._waiting) >= PART:
             await self.flush()
+
+    async def finish(self) -> None:
+        """All events were compared, so it is known which are lost."""
+        await self.flush()
+        self._all_events = True
+        later, self._later = self._later, set()
+        await self.add(later, by_history=True)
+        await self.flush()
 
     async def flush(self) -> None:
         """Decides on all that wait."""
@@ -141,20 +194,18 @@ class Judge:
             if row != again.get(order):
                 moving.append(order)
                 continue
-            drift = self._name(order, before.get(order), row, said.get(order), now.get(order))
-            if drift is None or (drift.kind in _MISSING and order in self._subjects):
+            events = said.get(order, (None, 0))
+            sides = _Sides(order, before.get(order), now.get(order), row, *events)
+            if not self._all_events and self._is_ahead(sides):
+                self._later.add(order)
                 continue
-            if drift.kind in _MISSING and not caught_up and not (said.get(order) and row is None):
-                # The ledger may be about to write it. Its events without a row are another thing:
-                # both are written at once.
-                self.unjudged += 1
-            else:
-                await self._found(drift, row, said.get(order), now.get(order))
+            for finding in self._name(sides, caught_up=caught_up):
+                await self._found(finding, sides)
         return moving
 
-    def _said(self, history: dict[str, list[Row]]) -> dict[str, Row]:
-        """The orders' rows as the ledger's own events would have them."""
-        said: dict[str, Row] = {}
+    def _said(self, history: dict[str, list[Row]]) -> dict[str, tuple[Row, int]]:
+        """The orders' rows as the ledger's own events would have them, and the last of those."""
+        said: dict[str, tuple[Row, int]] = {}
         for order, rows in history.items():
             raws = []
             for row in rows:
@@ -165,51 +216,120 @@ class Judge:
                     continue  # Named by the comparison of the events.
                 raws.append(raw)
             if raws:
-                [said[order]] = newest_orders(self._known, raws)
+                [newest] = newest_orders(self._known, raws)
+                said[order] = newest, raws[-1].seq
         return said
 
     # -- naming -------------------------------------------------------------------------------
 
-    def _name(
-        self, order: str, before: str | None, row: Row | None, said: Row | None, now: str | None
-    ) -> Drift | None:
-        """What is wrong with an order, given what each side holds of it."""
+    def _is_ahead(self, sides: _Sides) -> bool:
+        """Whether row or record are of a higher version than any event that is here."""
+        by_events = sides.said["version"] if sides.said else 0
+        version = sides.row["version"] if sides.row else 0
+        return max(version, self._version(sides.order, sides.now) or 0) > by_events
+
+    def _is_explained(self, sides: _Sides, version: int) -> bool:
+        """Whether enough events are lost to have led to this version."""
+        by_events = sides.said["version"] if sides.said else 0
+        later = sum(max(0, last - max(first, sides.seq + 1) + 1) for first, last in self._lost)
+        return sides.order in self.disputed or later >= version - by_events
+
+    def _name(self, sides: _Sides, *, caught_up: bool) -> list[_Finding]:
+        """What is wrong with an order on either side."""
+        order, before, now, row, said, _ = sides
         in_redis = self._version(order, now)
         if in_redis is None:
-            return self._drift(DriftKind.ORDER_UNREADABLE, order, row, now)
-        version = row["version"] if row else 0
+            unreadable = _Finding(self._drift(DriftKind.ORDER_UNREADABLE, sides))
+            return [unreadable, *(self._name_row(sides) if said is not None else [])]
+        seen = self._version(order, before) or 0
         by_events = said["version"] if said else 0
+        if now is not None and seen > by_events and not caught_up:
+            # Its event may be in the stream, and the ledger about to write it. Events without a
+            # row are another thing: both are written at once.
+            if row is None and said is None:
+                self.unjudged += order not in self._subjects
+                return []
+            self.unjudged += row is not None and row["version"] < seen
+            return self._name_row(sides) if said is not None else []
+        if seen > by_events and not self._is_explained(sides, seen):
+            forged = _Finding(self._drift(DriftKind.ORDER_FORGED, sides))
+            return [forged, *self._name_row(sides)]
+        if seen > by_events or said is None or order in self.disputed:
+            return self._name_both(sides, in_redis, seen)
+        found = self._name_row(sides)
         if now is None:
-            if not row and not said:
-                return None
-            return self._drift(DriftKind.ORDER_MISSING_IN_REDIS, order, row, now)
-        if row is None:
-            kind = DriftKind.ORDER_MISSING_IN_LEDGER
-            if by_events <= in_redis:
-                return self._drift(kind, order, row, now)
-            return self._drift(DriftKind.ORDER_BEHIND_IN_REDIS, order, said, now)
-        if said is not None and self._is_against_events(row, said, in_redis, now):
-            return self._drift(DriftKind.ORDER_ROW_DIFFERS, order, row, now, said)
-        if in_redis < max(version, by_events):
-            newer = row if version >= by_events or said is None else said
-            return self._drift(DriftKind.ORDER_BEHIND_IN_REDIS, order, newer, now)
-        if in_redis == version and row["record"] != now:
-            return self._drift(DriftKind.ORDER_DIFFERS, order, row, now, said)
-        if version < (self._version(order, before) or 0):
-            return self._drift(DriftKind.ORDER_BEHIND_IN_LEDGER, order, row, now)
-        if row["record"] == now and not is_row_of_record(self._known, row):
-            # Those of its events that would say so are missing.
-            return Drift(DriftKind.ORDER_ROW_DIFFERS, "the row is not what its record says", order)
-        return None
+            found.append(_Finding(self._drift(DriftKind.ORDER_MISSING_IN_REDIS, sides)))
+        elif in_redis < by_events:
+            found.append(_Finding(self._drift(DriftKind.ORDER_BEHIND_IN_REDIS, sides)))
+        elif in_redis == by_events and now != said["record"]:
+            found.append(_Finding(self._drift(DriftKind.ORDER_FORGED, sides)))
+        return found
 
-    def _is_against_events(self, row: Row, said: Row, in_redis: int, now: str) -> bool:
-        """Whether the row is not what its events say, while Redis does not contradict them."""
-        if in_redis < said["version"] or (in_redis == said["version"] and now != said["record"]):
-            return False
-        if row["version"] > said["version"]:
-            # An event is missing, unless Redis does not know of this version either.
-            return bool(in_redis < row["version"])
-        return row_differs(said, row)
+    def _name_row(self, sides: _Sides) -> list[_Finding]:
+        """What is wrong with the row, by the order's events."""
+        _, _, now, row, said, _ = sides
+        if row is None:
+            if said is None:
+                return []
+            drift = self._drift(DriftKind.ORDER_MISSING_IN_LEDGER, sides)
+            return [_Finding(drift, dict(said), _BY_EVENTS)]
+        if said is None:
+            if self._is_explained(sides, row["version"]):
+                return []
+            text = "no event has led to this row; whoever wrote it must take it out"
+            return [_Finding(Drift(DriftKind.ORDER_ROW_DIFFERS, text, sides.order))]
+        if row["version"] > said["version"] and self._is_explained(sides, row["version"]):
+            if row["record"] != said["record"] and now == row["record"]:
+                return self._by_its_record(sides)
+            if (self._version(sides.order, now) or 0) >= row["version"]:
+                return []
+        if row["version"] == said["version"] and not row_differs(said, row):
+            return []
+        return [_Finding(self._drift(DriftKind.ORDER_ROW_DIFFERS, sides), dict(said), _BY_EVENTS)]
+
+    def _name_both(self, sides: _Sides, in_redis: int, seen: int) -> list[_Finding]:
+        """The row against Redis' record: the events that would decide are lost."""
+        order, _, now, row, said, _ = sides
+        version = row["version"] if row else 0
+        if now is None:
+            of_row = self._name_row(sides)
+            if row is None or (said is None and of_row):
+                return of_row
+            return [_Finding(self._drift(DriftKind.ORDER_MISSING_IN_REDIS, sides)), *of_row]
+        if row is None:
+            if order in self._subjects or not seen:
+                return []
+            return [self._from_record(DriftKind.ORDER_MISSING_IN_LEDGER, sides)]
+        if in_redis < version:
+            return [_Finding(self._drift(DriftKind.ORDER_BEHIND_IN_REDIS, sides))]
+        if in_redis == version and row["record"] != now:
+            return [_Finding(self._drift(DriftKind.ORDER_DIFFERS, sides))]
+        if version < seen:
+            if order in self._subjects:
+                return []
+            return [self._from_record(DriftKind.ORDER_BEHIND_IN_LEDGER, sides)]
+        return self._by_its_record(sides) if row["record"] == now else []
+
+    def _by_its_record(self, sides: _Sides) -> list[_Finding]:
+        """A row that has Redis' record, and may still say something else in its other columns."""
+        if sides.row is None or is_row_of_record(self._known, sides.row):
+            return []
+        finding = self._from_record(DriftKind.ORDER_ROW_DIFFERS, sides)
+        text = "the row is not what its record says"
+        return [finding._replace(drift=Drift(finding.drift.kind, text, sides.order))]
+
+    def _from_record(self, kind: DriftKind, sides: _Sides) -> _Finding:
+        drift = self._drift(kind, sides)
+        if sides.order in self.disputed or sides.now is None:
+            return _Finding(drift)
+        right = record_row(self._known, sides.order, sides.now)
+        if sides.row is not None and sides.row["record"] == sides.now:
+            right["changed_ms"] = sides.row["changed_ms"]
+        for each in (sides.said, sides.row):
+            if each is not None:
+                right["held_ms"] = right["held_ms"] or each["held_ms"]
+                right["attrs"] = right["attrs"] or each["attrs"]
+        return _Finding(drift, right, _BY_RECORD)
 
     def _version(self, order: str, record: str | None) -> int | None:
         """A record's version, 0 for none, None for one that can't be read."""
@@ -220,59 +340,44 @@ class Judge:
         except (LookupError, ValueError):
             return None
 
-    def _drift(
-        self, kind: DriftKind, order: str, row: Row | None, now: str | None, said: Row | None = None
-    ) -> Drift:
-        shown = _shown
-        if kind in (DriftKind.ORDER_DIFFERS, DriftKind.ORDER_UNREADABLE):
-            shown = _quoted
-        text = f"Redis: {shown(now)}; ledger: {shown(row['record'] if row else None)}"
+    def _drift(self, kind: DriftKind, sides: _Sides) -> Drift:
+        order, _, now, row, said, _ = sides
+        quoted = (DriftKind.ORDER_DIFFERS, DriftKind.ORDER_FORGED, DriftKind.ORDER_UNREADABLE)
+        shown = _quoted if kind in quoted else _shown
         if kind is DriftKind.ORDER_ROW_DIFFERS and row and said:
             names = [name for name in said if row[name] != said[name]]
-            text = f"its events say {_shown(said['record'])}; the row differs in {', '.join(names)}"
-        elif kind is DriftKind.ORDER_DIFFERS and said and row:
-            agrees = "the ledger's row" if said["record"] == row["record"] else "neither"
-            agrees = "Redis" if said["record"] == now else agrees
-            text += f"; the ledger's events agree with {agrees}"
+            text = f"its events say {_shown(said['record'])}; the row differs in "
+            text += ", ".join(names)
+        elif said is not None:
+            ledger = "its row too" if row is not None and row["record"] == now else "not so its row"
+            text = f"Redis: {shown(now)}; its events: {shown(said['record'])}"
+            text += f" ({ledger})" if kind is DriftKind.ORDER_FORGED else ""
+        else:
+            text = f"Redis: {shown(now)}; ledger: {shown(row['record'] if row else None)}"
         return Drift(kind, text, order)
 
     # -- mending ------------------------------------------------------------------------------
 
-    async def _found(
-        self, drift: Drift, row: Row | None, said: Row | None, now: str | None
-    ) -> None:
+    async def _found(self, finding: _Finding, sides: _Sides) -> None:
+        drift = finding.drift
+        if drift.kind in _MISSING and drift.order in self._subjects:
+            return
+        if drift.kind is DriftKind.ORDER_FORGED:
+            # An event that the ledger has refused since we looked may have led to it.
+            letters = await self._redis.letters()
+            if drift.order in {subject for subject, _ in letters.values()}:
+                return
         self._named.add(drift.order)
-        mended = ""
-        if self._fix and drift.kind in _MENDABLE and now is not None:
-            mended = await self._mend(drift, row, said, now)
-        if mended:
-            drift = Drift(drift.kind, f"{mended} ({drift.text})", drift.order, mended=True)
+        if self._fix and finding.right is not None and await self._mend(finding.right, sides.row):
+            text = f"written {finding.source} ({drift.text})"
+            drift = Drift(drift.kind, text, drift.order, mended=True)
         self._drifts.add(drift)
 
-    async def _mend(self, drift: Drift, row: Row | None, said: Row | None, now: str) -> str:
-        """Writes the row as its events, or else Redis, have it. Says from where; "" if it could not
-        be done, because somebody else has written it since."""
-        in_redis = self._version(drift.order, now) or 0
-        by_events = said["version"] if said else 0
-        is_same = row is not None and row["record"] == now
-        if said is not None and (
-            by_events == in_redis and said["record"] == now
-            if drift.kind in _MISSING
-            else not is_same or by_events == in_redis
-        ):
-            right, source = dict(said), "from the ledger's own events"
-        elif in_redis > by_events:
-            right, source = record_row(self._known, drift.order, now), "from Redis' record"
-            if row is not None and is_same:
-                right["changed_ms"] = row["changed_ms"]
-        else:
-            return ""
-        known = [each for each in (said, row) if each is not None]
-        right["held_ms"] = right["held_ms"] or max((each["held_ms"] for each in known), default=0)
-        right["attrs"] = right["attrs"] or next((e["attrs"] for e in known if e["attrs"]), "")
+    async def _mend(self, right: Row, row: Row | None) -> bool:
+        """Writes the row. False: somebody else has written it since."""
         await self._put(right, row)
-        there = (await self._book.rows([drift.order])).get(drift.order)
-        return "" if row_differs(right, there) else f"written {source}"
+        there = (await self._book.rows([right["id"]])).get(right["id"])
+        return not row_differs(right, there)
 
     async def _put(self, right: Row, row: Row | None) -> None:
         with our_errors():

@@ -12,8 +12,9 @@ import msgspec
 from sqlalchemy import ARRAY, Column, String, any_, cast, func, select
 from sqlalchemy.sql.elements import ColumnElement
 
+from seckill import redis as servers
 from seckill.errors import ScriptFailed, UnknownSale, UpgradeNeeded
-from seckill.keys import group_keys, shard_keys
+from seckill.keys import group_keys, refusals_key, shard_keys
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
 from seckill.ledger.letters import GROUP
@@ -26,11 +27,16 @@ from seckill.stream import SALE_SUBJECT
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["PART", "LedgerSide", "Picture", "Progress", "RedisSide", "is_rebuilt"]
+__all__ = ["PART", "SETTINGS", "LedgerSide", "Picture", "Progress", "RedisSide", "is_rebuilt"]
 
 PART: Final = 1_000
 # An entry has up to 32 events.
 ENTRIES: Final = 200
+SETTINGS: Final = (
+    *("definition_id", "origin_ms", "opens_ms", "ends_ms", "hold_ms", "pay_ms"),
+    *("limit_per_order", "limit_per_buyer", "max_lapsed"),
+)
+"""Fields of a sale's header that never change, see lua/create.lua."""
 
 
 def is_rebuilt(raw: Raw) -> bool:
@@ -39,8 +45,9 @@ def is_rebuilt(raw: Raw) -> bool:
 
 
 class Picture(msgspec.Struct, frozen=True):
-    """A sale in Redis at one moment. ``changes`` are the units that were added by index, ``stock``
-    what its hash says by ``index:name``; ``orders`` counts its records."""
+    """A sale in Redis at one moment. ``settings`` are the numbers by which its scripts decide,
+    ``changes`` the changes of stock that its header has by key, as ``index:units``, ``stock`` what
+    its hash says by ``index:name``; ``orders`` counts its records."""
 
     seq: int
     last_ms: int
@@ -48,7 +55,8 @@ class Picture(msgspec.Struct, frozen=True):
     reason: str
     known: Known
     trimmed_seq: int
-    changes: dict[int, int]
+    settings: dict[str, str]
+    changes: dict[str, str]
     stock: dict[str, int]
     orders: int
 
@@ -73,7 +81,9 @@ class RedisSide:
         self._client: Any = client
         self._sale = sale
         keys = shard_keys(sale)
-        self._header, self._stock, self._orders, self._events = keys[0], keys[1], keys[3], keys[6]
+        self._header, self._stock, self._buyers = keys[:3]
+        self._orders, self._events = keys[3], keys[6]
+        self._queues = {"h": keys[4], "p": keys[5]}
 
     async def picture(self) -> Picture | None:
         """Header, stock and number of orders in one step; None when there is no such sale.
@@ -124,6 +134,46 @@ class RedisSide:
                 if record is not None
             }
         return found
+
+    async def queue(self, state: str) -> AsyncIterator[list[str]]:
+        """The ids in the queue of the held ("h") or the paying ("p") orders, its end first: a sweep
+        takes from its front meanwhile, and what is left moves to where it was not read yet."""
+        end = await self._client.llen(self._queues[state])
+        while end > 0:
+            start = max(0, end - PART)
+            found = await self._client.lrange(self._queues[state], start, end - 1)
+            yield [_text(order) for order in found]
+            end = start
+
+    async def purses(self) -> AsyncIterator[dict[str, str]]:
+        """What each buyer has had, some hundreds at a time, as of several moments."""
+        cursor = 0
+        while True:
+            cursor, part = await self._client.hscan(self._buyers, cursor, count=PART)
+            if part:
+                yield {_text(buyer): _text(purse) for buyer, purse in part.items()}
+            if cursor == 0:
+                return
+
+    async def purses_of(self, buyers: Sequence[str]) -> tuple[int, dict[str, str]]:
+        """What those of at most ``PART`` buyers have had who are there, and as of which event."""
+        async with self._client.pipeline(transaction=True) as pipe:
+            pipe.hget(self._header, "seq")
+            pipe.hmget(self._buyers, list(buyers))
+            seq, purses = await pipe.execute()
+        found = {
+            buyer: _text(purse)
+            for buyer, purse in zip(buyers, purses, strict=True)
+            if purse is not None
+        }
+        return int(seq or 0), found
+
+    async def refusals(self) -> dict[str, str]:
+        """How often an order was refused, by status, as it stands there. Raises ScriptFailed when
+        it is no hash."""
+        with servers.our_errors():
+            found = await self._client.hgetall(refusals_key(self._sale))
+        return {_text(name): _text(count) for name, count in found.items()}
 
     async def events(self, start: str = "-") -> AsyncIterator[list[Raw]]:
         """What the stream holds from an entry id on, up to some thousand events at a time."""
@@ -216,6 +266,21 @@ class LedgerSide:
             .limit(PART)
         )
 
+    async def sale_events(self, after: int) -> list[dict[str, Any]]:
+        """The rows of all events of the sale itself after this seq."""
+        mine = (EVENTS.c.sale == self.sale, EVENTS.c.subject == SALE_SUBJECT)
+        return await self._all(select(EVENTS).where(*mine, EVENTS.c.seq > after))
+
+    async def has_orders_without_events(self) -> bool:
+        """Whether there are more orders than any event tells of."""
+        named = func.count(EVENTS.c.subject.distinct())
+        mine = (EVENTS.c.sale == self.sale, EVENTS.c.subject != SALE_SUBJECT)
+        # In this order, because both only grow.
+        orders = select(func.count().label("n")).where(ORDERS.c.sale == self.sale)
+        [of_rows] = await self._all(orders)
+        [of_events] = await self._all(select(named.label("n")).where(*mine))
+        return bool(of_rows["n"] > of_events["n"])
+
     async def count(self, first: int, last: int) -> int:
         """How many events are there between these seqs."""
         query = select(func.count()).where(
@@ -292,11 +357,6 @@ class LedgerSide:
 
 def _picture(fields: dict[str, str], stock: dict[bytes, bytes], orders: int) -> Picture:
     sale = Sale.from_definition(fields["definition"].encode())
-    changes: dict[int, int] = {}
-    for name, value in fields.items():
-        if name.startswith("stock:"):
-            index, _, units = value.partition(":")
-            changes[int(index)] = changes.get(int(index), 0) + int(units)
     return Picture(
         seq=int(fields["seq"]),
         last_ms=int(fields["last_ms"]),
@@ -304,7 +364,12 @@ def _picture(fields: dict[str, str], stock: dict[bytes, bytes], orders: int) -> 
         reason=fields.get("reason", ""),
         known=Known(sale, int(fields["origin_ms"]), fields["made"]),
         trimmed_seq=int(fields.get("trimmed_seq", 0)),
-        changes=changes,
+        settings={name: fields.get(name, "") for name in SETTINGS},
+        changes={
+            name.removeprefix("stock:"): value
+            for name, value in fields.items()
+            if name.startswith("stock:")
+        },
         stock={name.decode(): int(value) for name, value in stock.items()},
         orders=orders,
     )

@@ -30,6 +30,7 @@ from seckill.keys import SALES as SALES_KEY
 from seckill.ledger.archive import write_archive
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
+from seckill.ledger.mark import refuse_other
 from seckill.ledger.report import left_out
 from seckill.ledger.tables import EVENTS, SALES
 from seckill.refusals import refusals_json
@@ -67,14 +68,17 @@ async def remove(
 ) -> Removed:
     """Removes a settled sale from Redis; the ledger keeps it.
 
-    Raises CannotRemove, UnknownSale (the ledger has no such sale), OSError (the archive),
-    RedisUnavailable, LedgerUnavailable.
+    Raises CannotRemove, UnknownSale (the ledger has no such sale), OtherLedger, OSError (the
+    archive), RedisUnavailable, LedgerUnavailable.
     """
     row = await ledger.sale(sale)
     # Not the engine's own pool, whose connections wait without end.
     pool = servers.connect_pool(engine.url, connections=2, timeout_s=servers.CONNECT_SECONDS)
     try:
-        return await _Removal(servers.connect_client(pool), ledger, row).run(archive)
+        client = servers.connect_client(pool)
+        with servers.our_errors():
+            await refuse_other(client, ledger)
+        return await _Removal(client, ledger, row).run(archive)
     finally:
         await pool.disconnect()
 
@@ -126,7 +130,7 @@ class _Removal:
         header = await self._header()
         if header is None:
             return await self._gone_already(archive)
-        self._check_header(header)
+        await self._check_header(header)
         await self._check_groups()
         await self._check_ledger(header.seq)
         with servers.our_errors():
@@ -146,14 +150,29 @@ class _Removal:
             return None
         return _Header(state.decode(), int(seq), made.decode())
 
-    def _check_header(self, header: _Header) -> None:
+    async def _check_header(self, header: _Header) -> None:
         if header.made != self._row["made"]:
             raise self._refusal("the one in Redis is another sale that was made under its id")
+        if header.state == "closed":
+            raise self._refusal(await self._unsettled())
+        if header.state == "fenced":
+            raise self._refusal(f"it is fenced; bring it back (seckill rebuild {self._sale})")
         if header.state != "settled":
             raise self._refusal(
                 f"it is {header.state}; close it (seckill sale close), it is settled once nothing"
                 " is held any more"
             )
+
+    async def _unsettled(self) -> str:
+        """What a sale that is closed waits for."""
+        with servers.our_errors():
+            fields = await self._client.hgetall(self._keys[1])
+        held = sum(int(units) for name, units in fields.items() if name.endswith(b":held"))
+        ways = (
+            "they are paid, given up (seckill order release), or lapse at their deadline, which"
+            " takes a program that sweeps: `seckill serve`, or an engine of yours"
+        )
+        return f"it is closed, and settled once no unit is held: {held} still are until {ways}"
 
     async def _check_groups(self) -> None:
         """Nobody has anything left to read, also not what was left lying."""

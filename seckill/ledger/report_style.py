@@ -76,10 +76,12 @@ svg .note { fill: var(--brand); }
   main { padding: 1.5rem 1rem 3rem; }
   .figures { grid-template-columns: 1fr 1fr; }
   .columns { grid-template-columns: 1fr; }
+}
+svg.narrow { display: none; }
+@media screen and (max-width: 48rem) {
   /* The picture shrinks with the page, its words should not. */
-  svg { overflow: visible; }
-  svg text { font-size: 20px; }
-  svg .name { font-size: 21px; }
+  svg.wide { display: none; }
+  svg.narrow { display: block; }
 }
 @media (max-width: 26rem) { .figures { grid-template-columns: 1fr; } }
 @page { size: A4; margin: 14mm; }

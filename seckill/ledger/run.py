@@ -24,7 +24,6 @@ import msgspec
 from seckill import redis as servers
 from seckill.engine import Engine
 from seckill.errors import (
-    EventsTrimmed,
     LedgerForked,
     LedgerRefused,
     LedgerUnavailable,
@@ -38,9 +37,11 @@ from seckill.ledger.database import RowRefused
 from seckill.ledger.fence import fence
 from seckill.ledger.ledger import Ledger
 from seckill.ledger.letters import GROUP, Letters, LettersFull
+from seckill.ledger.mark import OtherLedger, own
+from seckill.ledger.membership import count_left, join, sign_off
+from seckill.ledger.reused import tell_fork
 from seckill.ledger.rows import Known, Raw
 from seckill.sale import Sale
-from seckill.stream import join_group
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -80,7 +81,8 @@ class LedgerRunner:
     """Writes the events of all sales, or of ``sales``. New sales are picked up.
 
     Engine and ledger must be started; they belong to the caller. ``reclaim_ms`` is how long what
-    a runner that died had taken waits for another one.
+    a runner that died had taken waits for another one. ``patient``: a Redis that belongs to another
+    ledger is waited for from the start.
     """
 
     def __init__(
@@ -91,6 +93,7 @@ class LedgerRunner:
         sales: Sequence[str] = (),
         once: bool = False,
         reclaim_ms: int = RECLAIM_MS,
+        patient: bool = False,
         chores: Callable[[Redis], Awaitable[None]] | None = None,
     ) -> None:
         self._engine = engine
@@ -98,6 +101,7 @@ class LedgerRunner:
         self._sales = tuple(sales)
         self._once = once
         self._reclaim_ms = reclaim_ms
+        self._patient = patient
         self._chores = chores
         self._name = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(3)}"
         self._stopping = asyncio.Event()
@@ -120,7 +124,8 @@ class LedgerRunner:
     async def run(self) -> Written:
         """Writes until ``stop``, or with ``once`` until nothing is left.
 
-        With ``once`` raises what goes wrong; else it says so in the log and tries again.
+        With ``once`` raises what goes wrong; else it says so in the log and tries again. Raises
+        OtherLedger if the Redis is another's from the start; it is waited for if it becomes so.
         """
         for sale in self._sales:
             try:
@@ -139,7 +144,8 @@ class LedgerRunner:
                         await self._work(client)
                     break
                 except SeckillError as error:
-                    if self._once:
+                    is_others = isinstance(error, OtherLedger)
+                    if self._once or (is_others and not self._patient):
                         raise
                     if self.written.batches > before:
                         trouble_s, told = TROUBLE_MIN_S, ""
@@ -174,8 +180,8 @@ class LedgerRunner:
                 if not (self._own or self._stopping.is_set() or monotonic() >= self._refresh_at):
                     reading = asyncio.create_task(self._read(client))
                 await self._write(client, batch)
-            await self._count_left(client)
-            await self._sign_off(client)
+            self.written.left = await count_left(client, self._known if self._once else ())
+            await sign_off(client, self._known, self._name)
         finally:
             if reading is not None:
                 reading.cancel()
@@ -187,6 +193,10 @@ class LedgerRunner:
         """Picks up new sales, and what else must be done from time to time."""
         if monotonic() < self._refresh_at:
             return
+        # Each time: a wrong one would take events from the right one.
+        await _in_time(own(self._engine, self._ledger))
+        # From now on its keepers are waited for who are to come back.
+        self._patient = True
         names = self._sales or await self._engine.sales()
         for name in set(self._known) - set(names):
             del self._known[name]
@@ -233,26 +243,16 @@ class LedgerRunner:
         except LedgerForked as error:
             await self._leave_out(known, error)
             return
-        await self._join(client, name)
+        await join(client, self._ledger, name)
         self._forked.pop(name, None)
         self._known[name] = known
         # It may be here again, and what was taken of it before is still ours.
         self._own = True
 
-    async def _join(self, client: Redis, name: str) -> None:
-        try:
-            await join_group(client, name, GROUP)
-        except EventsTrimmed as error:
-            last_seq, _ = await self._ledger.last(name)
-            if last_seq < error.first_seq - 1:
-                raise
-            # The ledger had had what was trimmed, and somebody has dropped its group since.
-            await join_group(client, name, GROUP, after_trim=True)
-
     async def _leave_out(self, known: Known, error: LedgerForked, wanted: str = "") -> None:
         """Nothing more of this sale is written, and nothing is sold, until it was made anew, by
         `seckill rebuild`."""
-        _log.error("%s", error)
+        await tell_fork(self._ledger, error)
         self._forked[known.sale.id] = known.made
         self._known.pop(known.sale.id, None)
         self.written.forked = tuple(sorted(self._forked))
@@ -309,22 +309,6 @@ class LedgerRunner:
                 if cursor == b"0-0":
                     break
         return None
-
-    async def _sign_off(self, client: Any) -> None:
-        """Takes this runner's name out of the groups, or each one that ever ran would stay there.
-        With it would go what it has taken, of which there must be nothing."""
-        for name in self._known:
-            for consumer in await client.xinfo_consumers(stream_key(name), GROUP):
-                if consumer["name"] == self._name.encode() and not consumer["pending"]:
-                    await client.xgroup_delconsumer(stream_key(name), GROUP, self._name)
-
-    async def _count_left(self, client: Any) -> None:
-        """What was taken and is not acknowledged, by whomever."""
-        self.written.left = 0
-        for name in self._known if self._once else ():
-            for group in await client.xinfo_groups(stream_key(name)):
-                if group["name"] == GROUP.encode():
-                    self.written.left += group["pending"]
 
     # -- writing ------------------------------------------------------------------------------
 

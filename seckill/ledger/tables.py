@@ -4,6 +4,7 @@
     seckill_items    one row an SKU: price and total
     seckill_orders   one row an order, as of its highest version
     seckill_events   one row an event: the whole history, as it stood in the sale's stream
+    seckill_ledger   one row: which ledger this is
 
 Times are Unix milliseconds on the sale's clock unless a column says otherwise, money is fen. A
 mall may read all of this and join it with its own tables; it writes none of it.
@@ -26,7 +27,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.dialects import mysql
 
-__all__ = ["EVENTS", "ITEMS", "METADATA", "ORDERS", "SALES"]
+__all__ = ["EVENTS", "IDENTITY", "ITEMS", "METADATA", "ORDERS", "SALES"]
 
 METADATA: Final = MetaData()
 
@@ -124,4 +125,14 @@ EVENTS: Final = Table(
     Column("subject", _id(24), nullable=False),
     # What follows the kind's word in the stream.
     Column("body", _text(), nullable=False),
+)
+
+IDENTITY: Final = Table(
+    "seckill_ledger",
+    METADATA,
+    # Always 1, so that there can't be two.
+    Column("place", SmallInteger, primary_key=True, autoincrement=False),
+    # Made once. A backup and a copy have the same.
+    Column("id", _id(32), nullable=False),
+    Column("made_at_ms", BigInteger, nullable=False),
 )

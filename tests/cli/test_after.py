@@ -216,6 +216,11 @@ def test_remove(
             await LedgerRunner(engine, ledger, sales=[sale], once=True).run()
 
     assert run_there("sale", "create", str(path), "--open").code == 0
+    # Whoever creates a sale only asks the ledger, and makes none.
+    absent = run_there("sale", "remove", sale)
+    assert (absent.code, absent.out) == (2, "")
+    assert f"{tmp_path}/other.db does not exist; name the file that" in absent.err
+    assert ask("ledger", "migrate", "--ledger", url).code == 0
     unknown = run_there("sale", "remove", sale)
     assert (unknown.code, unknown.out) == (2, "")
     assert unknown.err == (

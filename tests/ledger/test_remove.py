@@ -180,7 +180,7 @@ async def test_a_running_sale_stays(shop: Shop) -> None:
     await shop.reserve("u5", 1)
     await shop.engine.close(shop.sale.id)
     await shop.drain()
-    await shop.refused("it is closed; close it")
+    await shop.refused("it is closed, and settled once no unit is held: 1 still")
 
 
 async def test_what_the_ledger_has_not_stays(each_shop: Shop) -> None:

@@ -322,7 +322,7 @@ async def test_the_page_stands_alone(ledger: Ledger) -> None:
     assert "url(" not in text
     assert "@import" not in text
     assert "http" not in text.replace("http-equiv", "")
-    assert page.seen["svg"] == 1
+    assert page.seen["svg"] == 2, "one for a wide page, one for a phone"
     assert page.seen["b"] == 0, "a title is no markup"
     for word in ("<b>双十二</b> & 返场", "¥10.00", "1,234", "of_a_newer_version", "=商品 a"):
         assert word in page.words
@@ -336,10 +336,11 @@ async def test_the_chart_shows_every_bucket(ledger: Ledger) -> None:
     long = msgspec.structs.replace(report, bucket_ms=60_000)
     pictures = [Page(render(one, CHINA).decode()).seen for one in (report, long)]
     filled = sum((bucket.held > 0) + (bucket.confirmed > 0) for bucket in report.curve)
-    assert pictures[0]["rect"] == filled
+    assert pictures[0]["rect"] == 2 * filled
     # By the minute nothing is seen of the first one, so it gets a picture of its own.
-    assert pictures[1]["svg"] == 2
-    assert pictures[1]["rect"] == filled + sum(units > 0 for units in report.first_minute)
+    assert pictures[1]["svg"] == 4
+    shown = filled + sum(units > 0 for units in report.first_minute)
+    assert pictures[1]["rect"] == 2 * shown
 
 
 async def test_times_are_of_the_zone(ledger: Ledger) -> None:

@@ -136,9 +136,9 @@ class Core:
 
     def reserve_raw(self, *wishes: Wish) -> list[Any]:
         columns = [
+            [wish.not_after for wish in wishes],
             [wish.id for wish in wishes],
             [wish.buyer for wish in wishes],
-            [wish.not_after for wish in wishes],
             [wish.cart for wish in wishes],
             [wish.print6 for wish in wishes],
             [wish.attrs for wish in wishes],

@@ -12,6 +12,7 @@ from seckill.status import Status
 from tests.lua.core import LUA, header_answers, header_text
 
 ORDER_EVENTS = {"held", "paying", "confirmed", "released", "expired", "refunded", "refund_due"}
+QUEUE_EVENTS = {"opened", "closed", "listed", "valued", "drawn"}
 SALE_EVENTS = {"created", "opened", "paused", "resumed", "closed", "settled", "stock", "rebuilt"}
 HEADINGS = ("KEYS", "ARGV", "Returns", "Events")
 
@@ -123,6 +124,8 @@ def test_the_events_named_are_those_it_writes(verb: str) -> None:
         if re.search(rf"write_order\([^)]*'{word}'|kind = [^\n]*'{word}'|'{word}\|", body)
     }
     written |= {f"sale {word}" for word in SALE_EVENTS if f"'{word}|" in body}
+    written |= {f"queue {word}" for word in QUEUE_EVENTS if f"'queue_{word}|" in body}
+    written |= {"queue closed"} if "close_list(" in body else set()
     written |= {"sale paused"} if "pause_for_jump(" in body else set()
     written |= {"sale settled"} if "settle_if_done(" in body else set()
     documented = re.sub(r"\([^)]*\)", "", section(verb, "Events")).partition(";")[0]

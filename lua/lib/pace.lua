@@ -1,0 +1,104 @@
+-- How many buyers may be called next: plain arithmetic that knows nothing of Redis, because `seckill
+-- rehearse` runs it, too.
+--
+-- A token lives for life_ms. How many of those who were called come to buy, and when in that life, is
+-- learned from the sale itself, as one learns of lifetimes: the life is cut into ten ages, and for
+-- each is counted how many tokens reached it unused (pace.risk) and how many were used in it
+-- (pace.used). An age that nobody has reached yet counts as if one in ten used it: so nobody is
+-- taken for absent before having had the time to come.
+--
+--   pace   {life_ms, rate_per_s (0: no bound), overbook_max, used {1…10}, risk {1…10}, users, units
+--           (first orders, and their units), credit (tokens the rate allows by now), paced_ms}
+--   steps  live steps, oldest first: {at_ms, unused, age (1…10)}
+local AGES = 10
+local PRIOR_TOKENS, PRIOR_USED = 2, 0.1
+local STEP_MS, STEPS_MAX = 200, 256
+
+-- The chance that a token of each age is still used before it lapses; [11] is 0.
+local function chances_of(pace)
+  local chances = { [AGES + 1] = 0 }
+  for age = AGES, 1, -1 do
+    local hazard = (pace.used[age] + PRIOR_TOKENS * PRIOR_USED) / (pace.risk[age] + PRIOR_TOKENS)
+    chances[age] = 1 - (1 - math.min(hazard, 1)) * (1 - chances[age + 1])
+  end
+  return chances
+end
+
+-- Units that one who comes takes.
+local function units_a_user(pace)
+  return (pace.units + 1) / (pace.users + 1)
+end
+
+-- Notes that `count` tokens of a step were used since the last look.
+local function use_tokens(pace, step, count)
+  count = math.min(count, step.unused)
+  step.unused = step.unused - count
+  pace.used[step.age] = pace.used[step.age] + count
+end
+
+-- Moves a step to its age at now_ms. Returns false when its tokens have lapsed.
+local function age_step(pace, step, now_ms)
+  local age = math.floor((now_ms - step.at_ms) * AGES / pace.life_ms) + 1
+  while step.age < math.min(age, AGES) do
+    step.age = step.age + 1
+    pace.risk[step.age] = pace.risk[step.age] + step.unused
+  end
+  return age <= AGES
+end
+
+-- Live tokens that nobody has used, and the units they will take if it goes on as it went.
+local function outlook(pace, steps, now_ms)
+  local chances, live, users = chances_of(pace), 0, 0
+  for _, step in ipairs(steps) do
+    local reached = (now_ms - step.at_ms) * AGES / pace.life_ms + 1 - step.age
+    local part = math.max(0, math.min(1, reached))
+    live = live + step.unused
+    users = users + step.unused * (chances[step.age] * (1 - part) + chances[step.age + 1] * part)
+  end
+  return live, users * units_a_user(pace), chances[1] * units_a_user(pace)
+end
+
+-- Between two steps pass at least so many ms, so that never more than STEPS_MAX are live.
+local function pause_ms_of(pace)
+  return math.max(STEP_MS, pace.life_ms / STEPS_MAX)
+end
+
+-- How many tokens the rate allows by now_ms. At most a second's worth is saved up, or, where lives are
+-- so long that steps are further apart than that, what comes together between two steps.
+local function credit_at(pace, now_ms)
+  if pace.rate_per_s == 0 then return math.huge end
+  local earned = pace.rate_per_s * math.max(0, now_ms - pace.paced_ms) / 1000
+  local saved_max = pace.rate_per_s * math.max(1000, pause_ms_of(pace)) / 1000
+  return math.min(pace.credit + earned, math.max(1, saved_max))
+end
+
+-- How many of those who wait are called now. There are never more live unused tokens than
+-- overbook_max for each available unit, and somebody is called as soon as nobody else could buy.
+local function call_count(pace, steps, now_ms, available, waiting)
+  if available <= 0 or waiting <= 0 then return 0 end
+  local live, expected, a_token = outlook(pace, steps, now_ms)
+  local count = math.floor((available - expected) / a_token)
+  if live == 0 then count = math.max(count, 1) end
+  count = math.min(count, available * pace.overbook_max - live, waiting)
+  return math.max(0, math.min(count, math.floor(credit_at(pace, now_ms))))
+end
+
+-- Opens a step for `count` tokens. Its `from` and `to` are the caller's to note.
+local function take_step(pace, steps, now_ms, count)
+  pace.credit = pace.rate_per_s == 0 and 0 or credit_at(pace, now_ms) - count
+  pace.paced_ms = now_ms
+  pace.risk[1] = pace.risk[1] + count
+  local step = { at_ms = now_ms, unused = count, age = 1 }
+  steps[#steps + 1] = step
+  return step
+end
+
+-- How many more may be called before the stock is gone, if every held unit came back: whoever stands
+-- further back is told that it is unlikely. Before a token has reached its last age, at best.
+local function reach_count(pace, steps, now_ms, units)
+  local live, expected, a_token = outlook(pace, steps, now_ms)
+  if pace.risk[AGES] == 0 or pace.overbook_max == 1 then
+    return math.max(0, units * pace.overbook_max - live)
+  end
+  return math.max(0, math.ceil((units - expected) / a_token))
+end

@@ -1,0 +1,254 @@
+"""A sale with a queue on the real server, on a clock that only the test moves.
+
+A sale's time is never before the last time it has seen. This one has seen a time a day ahead of the
+server's clock: so it stands still until ``travel`` moves it, and every figure is exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import msgspec
+import redis
+
+from seckill.keys import QUEUE_NAMES, queue_keys
+from seckill.scripts import FORMAT, script
+from seckill.status import Status
+from tests.lua.core import DEFINITION_ID, NEVER_MS, Core
+from tests.support import Dump, _dump_key
+
+LIFE_MS = 100_000
+PAUSE_MS = 400
+"""Longer than two steps of a queue of LIFE_MS are apart."""
+AHEAD_MS = 86_400_000
+NO_RANK = 2**32 - 1
+QUEUE_VERBS = frozenset(
+    {"queue", "join", "leave", "admit", "list", "name_value", "draw", "reserve"}
+)
+
+
+class Step(NamedTuple):
+    """Positions that were called together, ``start`` to ``stop`` - 1."""
+
+    number: int
+    start: int
+    stop: int
+    at_ms: int
+
+
+class Look(NamedTuple):
+    """The answer of admit."""
+
+    status: Status
+    raw_ms: int
+    now_ms: int
+    refusal: int
+    head: int
+    tail: int
+    lapsed: int
+    waiting: int
+    available: int
+    held: int
+    reach: int
+    next: int
+    closed: int
+    ranked: int
+    lapses: int
+    live: int
+    keys: str
+    steps: list[Step]
+
+
+class Ticket(NamedTuple):
+    """An answer of join that is no refusal."""
+
+    number: int
+    known: bool
+
+
+class QueueCore(Core):
+    """Every method named after a verb runs that script once."""
+
+    def __init__(self, client: redis.Redis, sale: str = "") -> None:
+        super().__init__(client, sale)
+        self.all_keys = (*self.keys, *queue_keys(self.sale))
+        self.now_ms = 0
+
+    def run(self, verb: str, *args: Any) -> Any:
+        keys = self.all_keys if verb in QUEUE_VERBS else self.keys
+        return self.client.eval(script(verb).source, len(keys), *keys, self.format, *args)
+
+    def begin_queue(
+        self,
+        mode: str = "queue",
+        stock: int | Sequence[int] = 10,
+        *,
+        rate: int = 0,
+        overbook: int = 20,
+        life_ms: int = LIFE_MS,
+        draw_in_ms: int = 0,
+        opens_in_ms: int = 0,
+        joins_in_ms: int = 0,
+        **fields: int,
+    ) -> QueueCore:
+        """An open sale and its queue. Times count from the sale's own moment, ``now_ms``."""
+        self.now_ms = self.server_ms() + AHEAD_MS
+        fields.setdefault("ends_ms", self.now_ms + 10 * AHEAD_MS)
+        totals = [stock] if isinstance(stock, int) else stock
+        items = [(total, 0) for total in totals]
+        assert self.create(*items, opens_ms=self.now_ms + opens_in_ms, **fields) is Status.CREATED
+        self.set_header(last_ms=self.now_ms)
+        assert self.open() is Status.DONE
+        draw_ms = "" if mode == "queue" else self.now_ms + draw_in_ms
+        status = self.open_queue(
+            mode, self.now_ms + joins_in_ms, draw_ms, life_ms, rate, overbook
+        )
+        assert status is Status.CREATED
+        return self
+
+    def open_queue(self, mode: str, *numbers: Any) -> Status:
+        """``numbers``: joins ms, draw ms, life ms, rate, overbook max."""
+        words = ("5eed", "c0ffee", "secret", "k1,k2")
+        return Status(self.run("queue", self.definition_id, mode, *numbers, *words)[0])
+
+    # -- the queue ----------------------------------------------------------------------------
+
+    def join_raw(
+        self, buyers: Sequence[str], weights: Sequence[int] = (), not_after: int = NEVER_MS
+    ) -> list[Any]:
+        columns = [[not_after] * len(buyers), list(buyers), list(weights) or [1] * len(buyers)]
+        packed = msgspec.msgpack.encode(columns)
+        return self.run("join", self.definition_id, packed)  # type: ignore[no-any-return]
+
+    def join(self, *buyers: str, **options: Any) -> list[Ticket | Status]:
+        return [
+            Status(-answer) if answer < 0 else Ticket(answer // 2, answer % 2 == 1)
+            for answer in self.join_raw(buyers, **options)[2]
+        ]
+
+    def crowd(self, count: int, prefix: str = "b") -> list[str]:
+        """So many new buyers, each with a ticket."""
+        buyers = [f"{prefix}{i}" for i in range(count)]
+        for at in range(0, count, 1_000):
+            part = self.join(*buyers[at : at + 1_000])
+            assert not any(isinstance(ticket, Status) or ticket.known for ticket in part)
+        return buyers
+
+    def leave(self, buyer: str) -> Status:
+        return Status(self.run("leave", self.definition_id, buyer)[0])
+
+    def admit_raw(self, known: int = 0) -> list[Any]:
+        return self.run("admit", self.definition_id, known)  # type: ignore[no-any-return]
+
+    def admit(self, known: int = 0) -> Look:
+        status, *numbers, keys, news = self.admit_raw(known)
+        steps = [Step(*news[at : at + 4]) for at in range(0, len(news), 4)]
+        return Look(Status(status), *numbers, keys.decode(), steps)
+
+    def list_tickets(self, digest: str = "d16e57", count: int = 0) -> Status:
+        return Status(self.run("list", self.definition_id, digest, count)[0])
+
+    def name_value(self, value: str) -> Status:
+        return Status(self.run("name_value", self.definition_id, value)[0])
+
+    def draw(self, digest: str = "d16e57", value: str = "", ranked: int = 0) -> Status:
+        return Status(self.run("draw", self.definition_id, digest, value, ranked)[0])
+
+    def put_ranks(self, ranks: Sequence[int]) -> None:
+        """What Python writes before it calls draw: the rank of each number."""
+        raw = b"".join(rank.to_bytes(4, "little") for rank in ranks)
+        self.client.set(self.all_keys[11], raw)
+
+    def rank(self, order: Sequence[int], closed: int) -> None:
+        """List and draw: ``order`` is the numbers as they will be called, of ``closed`` given."""
+        ranks = [NO_RANK] * closed
+        for rank, number in enumerate(order):
+            ranks[number] = rank
+        assert self.list_tickets(count=len(order)) is Status.DONE
+        self.put_ranks(ranks)
+        assert self.draw(ranked=len(order)) is Status.DONE
+
+    # -- orders -------------------------------------------------------------------------------
+
+    def buy_raw(self, *lines: tuple[str, str, int, int], cart: str = "0") -> list[Any]:
+        """``lines``: order id, buyer, step, until ms."""
+        count = len(lines)
+        columns = [
+            [NEVER_MS] * count,
+            [line[0] for line in lines],
+            [line[1] for line in lines],
+            [cart] * count,
+            ["------"] * count,
+            [""] * count,
+            [line[2] for line in lines],
+            [line[3] for line in lines],
+        ]
+        packed = msgspec.msgpack.encode(columns)
+        return self.run("reserve", self.definition_id, packed)[2]  # type: ignore[no-any-return]
+
+    def buy(self, buyer: str, step: Step, *, order: str = "", cart: str = "0") -> Status | str:
+        """An order with a token of this step: its answer, or the record of one that exists."""
+        until_ms = step.at_ms + int(self.queue_field("life_ms"))
+        (answer,) = self.buy_raw((order or f"o-{buyer}", buyer, step.number, until_ms), cart=cart)
+        return answer.decode() if isinstance(answer, bytes) else Status(answer)
+
+    # -- what Redis holds ---------------------------------------------------------------------
+
+    def queue_field(self, field: str) -> str:
+        value = self.client.hget(self.all_keys[7], field)
+        assert value is not None, field
+        return value.decode()  # type: ignore[union-attr]
+
+    def step_text(self, field: str | int) -> str | None:
+        value = self.client.hget(self.all_keys[9], str(field))
+        return None if value is None else value.decode()  # type: ignore[union-attr]
+
+    def left(self) -> list[int]:
+        return [int(member) for member in self.client.zrange(self.all_keys[10], 0, -1)]  # type: ignore[union-attr]
+
+    def dump(self) -> Dump:
+        more = zip(QUEUE_NAMES, self.all_keys[7:], strict=True)
+        return super().dump() | {name: self._dump_of(key) for name, key in more}
+
+    def _dump_of(self, key: str) -> Any:
+        if self.client.type(key) == b"zset":
+            return self.client.zrange(key, 0, -1, withscores=True)
+        return _dump_key(self.client, key)
+
+    # -- time ---------------------------------------------------------------------------------
+
+    def travel(self, ms: int) -> None:
+        """Makes ``ms`` pass in this sale."""
+        self.now_ms += ms
+        assert self.client.hincrby(self.keys[0], "last_ms", ms) == self.now_ms
+
+    def rewind(self, ms: int) -> None:
+        """The sale on the server's own clock, and all of it ``ms`` ago: see tests.support.rewind."""
+        back_ms = self.now_ms - self.server_ms() + ms
+        super().rewind(back_ms)
+        queue, steps = self.all_keys[7], self.all_keys[9]
+        for field in ("joins_ms", "draw_ms", "paced_ms"):
+            if self.client.hget(queue, field):
+                self.client.hincrby(queue, field, -back_ms)
+        for name, text in self.client.hgetall(steps).items():  # type: ignore[union-attr]
+            if b":" not in name:
+                start, stop, at_ms, *rest = text.decode().split(":")
+                self.client.hset(
+                    steps, name, ":".join([start, stop, str(int(at_ms) - back_ms), *rest])
+                )
+        self.now_ms -= back_ms
+
+
+__all__ = [
+    "AHEAD_MS",
+    "DEFINITION_ID",
+    "FORMAT",
+    "LIFE_MS",
+    "NO_RANK",
+    "PAUSE_MS",
+    "Look",
+    "QueueCore",
+    "Step",
+    "Ticket",
+]

@@ -43,7 +43,7 @@ from benchmarks.servers import Server, directory, durability_of, running
 from benchmarks.workload import CART, KEY, buyer_ids, check_sale, open_sale
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
-from seckill.keys import shard_keys, stream_key
+from seckill.keys import LEDGER_MARK, shard_keys, stream_key
 from seckill.order import Outcome, Wish
 
 if TYPE_CHECKING:
@@ -138,6 +138,7 @@ class _Test:
     async def _forget_group(self, sale: _Sale) -> None:
         async with redis_client(self.embedded.url) as client:
             await client.xgroup_destroy(stream_key(sale.name), GROUP)
+            await client.delete(LEDGER_MARK)
 
     async def _check_group(self, sale: _Sale) -> None:
         async with redis_client(self.embedded.url) as client:

@@ -116,9 +116,11 @@ async def _keep(engine: Engine, ledger: object, sale: str) -> None:
     """All of the sale into one ledger, whoever else has read it."""
     from seckill.keys import stream_key
     from seckill.ledger import Ledger
+    from seckill.ledger.mark import adopt
     from seckill.ledger.run import LedgerRunner
 
     assert isinstance(ledger, Ledger)
+    await adopt(engine, ledger)
     await engine._calls.client.xgroup_destroy(stream_key(sale), "ledger")
     await LedgerRunner(engine, ledger, sales=[sale], once=True).run()
 

@@ -30,11 +30,13 @@ end
 
 -- Looks at the head of one queue: what is due, how many entries can go, when the next one is due.
 local function look(ids, state)
-  local due, gone, next_ms = {}, 0, 0
+  local due, gone, next_ms, seen = {}, 0, 0, {}
   local records = #ids > 0 and redis.call('HMGET', KEYS[4], unpack(ids)) or {}
   for i, id in ipairs(ids) do
     local order = records[i] and read_record(records[i])
-    if order and order.state == state then
+    -- An id that somebody has put there twice lapses once.
+    if order and order.state == state and not seen[id] then
+      seen[id] = true
       local deadline_ms = due_ms(sale, order)
       if deadline_ms > sale.now_ms then
         next_ms = deadline_ms

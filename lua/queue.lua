@@ -3,7 +3,7 @@ queue: opens the queue of a sale, with a commitment to the seed by which its tic
 sale has one queue for its life: opening it again changes nothing, whatever is handed in.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-         [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks
+         [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks  [13] gone
 ARGV     [1] format  [2] definition id  [3] mode  [4] joins ms  [5] draw ms  [6] token life ms
          [7] rate per s, 0 for none  [8] overbook max  [9] seed  [10] commitment  [11] list secret
          [12] keys
@@ -25,7 +25,7 @@ if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION, sa
 if redis.call('HEXISTS', KEYS[8], 'mode') == 1 then return { STATUS.ALREADY, sale.now_ms } end
 emit(sale, 'sale', 'queue_opened|' .. commitment)
 -- What a sale lost before under the same id has left here is nobody's any more.
-redis.call('UNLINK', KEYS[9], KEYS[10], KEYS[11], KEYS[12])
+redis.call('UNLINK', KEYS[9], KEYS[10], KEYS[11], KEYS[12], KEYS[13])
 redis.call('HSET', KEYS[8], 'mode', mode, 'next', 0, 'head', 0, 'lapsed', 0, 'step', 0, 'first', 1,
   'joins_ms', joins_ms, 'draw_ms', draw_ms, 'life_ms', life_ms, 'rate_per_s', rate_per_s,
   'overbook_max', overbook_max, 'used', '0,0,0,0,0,0,0,0,0,0', 'risk', '0,0,0,0,0,0,0,0,0,0',

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from seckill.admission import Admission
     from seckill.consumer import Consumer
     from seckill.engine import Engine
     from seckill.errors import (
@@ -24,12 +25,15 @@ if TYPE_CHECKING:
         UnsuitableServer,
     )
     from seckill.order import Order, Outcome, State, StockOutcome, Wish
+    from seckill.queue import Place
+    from seckill.queues import Placed
     from seckill.sale import Item, Sale
     from seckill.salefile import load_sale
     from seckill.status import Status
     from seckill.stream import Event, EventKind
 
 __all__ = [
+    "Admission",
     "Consumer",
     "Engine",
     "Event",
@@ -41,6 +45,8 @@ __all__ = [
     "Outcome",
     "OutcomeUnknown",
     "Overloaded",
+    "Place",
+    "Placed",
     "RedisUnavailable",
     "Refused",
     "Sale",
@@ -56,9 +62,12 @@ __all__ = [
 ]
 
 _HOMES = {
+    "admission": ("Admission",),
     "consumer": ("Consumer",),
     "engine": ("Engine",),
     "order": ("Order", "Outcome", "State", "StockOutcome", "Wish"),
+    "queue": ("Place",),
+    "queues": ("Placed",),
     "sale": ("Item", "Sale"),
     "salefile": ("load_sale",),
     "status": ("Status",),

@@ -19,7 +19,7 @@ import msgspec
 from msgspec import Meta
 
 from seckill.admission import WEIGHT_MAX
-from seckill.checks import TIME_MS_MAX, TIME_MS_MIN, show
+from seckill.checks import TIME_MS_MAX, TIME_MS_MIN, check_text, show
 from seckill.errors import InvalidInput
 
 __all__ = [
@@ -53,6 +53,7 @@ NO_RANK: Final = 0xFFFFFFFF
 NUMBER_MAX: Final = NO_RANK - 1
 
 _SCORE_BYTES: Final = 32
+_VALUE_MAX: Final = 1_000
 _STEP_HASHES: Final = 512
 """What is computed between two yields: 2 ms of a server's core, 10 ms of a slow one."""
 
@@ -149,7 +150,7 @@ class DrawRecord(msgspec.Struct, frozen=True, kw_only=True):
     tickets: Annotated[int, Meta(ge=0, le=NUMBER_MAX + 1)]
     digest: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")]
     closed_ms: Annotated[int, Meta(ge=TIME_MS_MIN, le=TIME_MS_MAX)]
-    public_value: Annotated[str, Meta(min_length=1)] | None
+    public_value: str | None
     seed: Annotated[str, Meta(pattern=r"\A[0-9a-f]{64}\Z")] | None
 
     @classmethod
@@ -157,13 +158,16 @@ class DrawRecord(msgspec.Struct, frozen=True, kw_only=True):
         """The record that ``encode`` wrote. Raises InvalidInput."""
         remedy = "fetch draw.json again, unchanged"
         try:
-            return msgspec.json.decode(data, type=cls)
+            record = msgspec.json.decode(data, type=cls)
         except msgspec.ValidationError as error:
             problem, _, path = str(error).partition(" - at `$")
             field = f"draw.json{path.rstrip('`')}"
             raise InvalidInput(field, f"is wrong ({problem})", remedy) from None
         except (ValueError, RecursionError):
             raise InvalidInput("draw.json", "is not JSON", remedy) from None
+        if record.public_value is not None:
+            check_text("draw.json.public_value", record.public_value, _VALUE_MAX)
+        return record
 
     def encode(self) -> bytes:
         """JSON for people as well: indented, with a line end."""

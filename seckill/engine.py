@@ -26,9 +26,9 @@ from seckill.lane import Lane
 from seckill.lease import LEASE_MS_MAX
 from seckill.order import Order, Outcome, StockOutcome, Wish
 from seckill.queues import Queues
-from seckill.reaper import Reaper
+from seckill.reaper import Reaper, unsettled
 from seckill.sale import Sale, check_buyer, check_key, check_payment, check_sale_id, show
-from seckill.shard import Shard, ShardOptions, read_shard, read_states
+from seckill.shard import Shard, ShardOptions, read_shard
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
 from seckill.stream import Event, consume, read_all
@@ -490,22 +490,7 @@ class Engine:
         return Status(reply[0]), bool(reply[3])
 
     async def _unsettled(self) -> list[str]:
-        """The sales whose deadlines still matter."""
-        names = await self.sales()
-        found = await read_states(self._calls, names)
-        running = []
-        for name, header in zip(names, found, strict=True):
-            if isinstance(header, Exception):
-                running.append(name)  # Its own sweep fails and says so; the others go on.
-                continue
-            state, definition_id = header
-            if state not in (None, b"settled", b"created"):
-                running.append(name)
-            shard = self._shards.get(name)
-            if shard and not shard.is_of(definition_id):
-                # Lost and made anew under the same id, or lost: what is known of it is wrong.
-                await self._forget(shard)
-        return running
+        return await unsettled(self)
 
 
 def _buyer(buyer: str) -> str:

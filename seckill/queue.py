@@ -213,6 +213,15 @@ class Queue:
             return None
         return self._steps[place]
 
+    def called_ms(self, number: int) -> int | None:
+        """When a ticket was called, on the server's clock; 0 if that is not known any more, None
+        while it was not."""
+        position = self._position(number)
+        if position is None or position >= self.view.head:
+            return None
+        step = self._step_of(position)
+        return 0 if step is None else step[3]
+
     # -- looks --------------------------------------------------------------------------------
 
     async def look(self) -> Status:

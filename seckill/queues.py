@@ -26,6 +26,7 @@ from seckill.tokens import KEYS_MAX, new_key
 
 if TYPE_CHECKING:
     from seckill.engine import Engine
+    from seckill.lane import Lane
     from seckill.shard import Shard
 
 __all__ = ["Placed", "Queues"]
@@ -146,6 +147,20 @@ class Queues:
             return Outcome(Status.NO_QUEUE)
         return await self._run(sale, "name_value", value)
 
+    async def commitment(self, sale: str) -> str | Status:
+        """What is published of a draw's seed before anybody can join: 64 hex digits. A status where
+        there is none: NO_QUEUE (nothing is drawn), UNKNOWN_SALE …"""
+        found = await self._ready(sale)
+        if isinstance(found, Status):
+            return found
+        _, queue = found
+        if not queue.admission.is_drawn:
+            return Status.NO_QUEUE
+        text = await queue.calls.attempt(
+            lambda: queue.calls.client.hget(queue.keys[7], "commitment")
+        )
+        return Status.UNKNOWN_SALE if text is None else text.decode()
+
     async def record(self, sale: str) -> DrawRecord | None:
         """What can be published of a draw by now (draw.json); None before its list has a digest.
         Raises UnknownSale for a sale that has none."""
@@ -182,6 +197,11 @@ class Queues:
             for name, shard in shards.items()
             if shard.queue is not None and shard.queue.view.raw_ms
         }
+
+    def lanes(self) -> dict[str, Lane]:
+        """The lanes of those who join that are open here, by sale, for whoever counts."""
+        shards = self._engine._shards
+        return {name: shard.joins for name, shard in shards.items() if shard.joins}
 
     # -- inside -------------------------------------------------------------------------------
 

@@ -10,12 +10,16 @@ import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
 from time import monotonic
-from typing import Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 from seckill.errors import OutcomeUnknown, RedisUnavailable, SeckillError
+from seckill.shard import read_states
 from seckill.status import Status
 
-__all__ = ["Reaper"]
+if TYPE_CHECKING:
+    from seckill.engine import Engine
+
+__all__ = ["Reaper", "unsettled"]
 
 SWEEP_ORDERS: Final = 200
 SWEEPS_A_ROUND: Final = 50
@@ -96,3 +100,23 @@ class Reaper:
             self._paused.discard(sale)
             if not more:
                 return
+
+
+async def unsettled(engine: Engine) -> list[str]:
+    """The sales whose deadlines still matter. What an engine knows of a sale that is not there any
+    more, or was made anew, it forgets."""
+    names = await engine.sales()
+    found = await read_states(engine._calls, names)
+    running = []
+    for name, header in zip(names, found, strict=True):
+        if isinstance(header, Exception):
+            running.append(name)  # Its own sweep fails and says so; the others go on.
+            continue
+        state, definition_id = header
+        if state not in (None, b"settled", b"created"):
+            running.append(name)
+        shard = engine.at_hand(name)
+        if shard and not shard.is_of(definition_id):
+            # Lost and made anew under the same id, or lost: what is known of it is wrong.
+            await engine._forget(shard)
+    return running

@@ -48,6 +48,7 @@ NAMES: Final = (
     "rebuild_load",
     "refund",
     "release",
+    "requeue",
     "reserve",
     "resume",
     "tick",

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, Type
 from seckill.engine import Engine as AsyncEngine
 from seckill.errors import EngineClosed, SeckillError
 from seckill.loop_thread import LoopThread
+from seckill.sync_queues import Queues
 
 if TYPE_CHECKING:
     from seckill.embedded import EmbeddedServer
@@ -86,6 +87,7 @@ class Engine:
         self._server: EmbeddedServer | None = None
         self._thread: LoopThread | None = None
         self._stopped = False
+        self.queue = Queues(self)
 
     @property
     def started(self) -> bool:
@@ -193,18 +195,26 @@ class Engine:
     # -- an order's life ----------------------------------------------------------------------
 
     def reserve(
-        self, sale: str, buyer: str, key: str, items: Mapping[str, int], *, attrs: str = ""
+        self,
+        sale: str,
+        buyer: str,
+        key: str,
+        items: Mapping[str, int],
+        *,
+        attrs: str = "",
+        token: str = "",
     ) -> Outcome:
         """Holds units for a buyer until the order's deadline.
 
         ``buyer`` is the mall's opaque id of the buyer, ``key`` the idempotency key of this wish,
         ``items`` maps SKU to units, ``attrs`` (512 bytes at most) travels in the event untouched.
+        ``token`` is the buyer's turn in a sale that has a queue (see ``queue``).
         The identical call may be repeated blindly: it answers EXISTS with the same order.
 
         Returns CREATED or EXISTS with the order, or a refusal in the precedence of reserve.lua.
         Raises InvalidInput, Overloaded, OutcomeUnknown, RedisUnavailable, ServerFull.
         """
-        return self._call(AsyncEngine.reserve, sale, buyer, key, items, attrs=attrs)
+        return self._call(AsyncEngine.reserve, sale, buyer, key, items, attrs=attrs, token=token)
 
     def reserve_many(self, sale: str, wishes: Sequence[Wish]) -> list[Outcome | SeckillError]:
         """``reserve`` for many buyers at once, an answer each in the same order. What reserve would

@@ -98,4 +98,17 @@ def _data(sale: Sale, event: Event) -> dict[str, Any]:
             key, index, units, total = detail.rsplit("|", 3)
             sku = sale.items[int(index)].sku
             return {"key": key, "sku": sku, "units": int(units), "total": int(total)}
+        case EventKind.QUEUE_OPENED:
+            return {"commitment": detail}
+        case EventKind.QUEUE_CLOSED:
+            return {"given_out": int(detail)}
+        case EventKind.QUEUE_LISTED:
+            tickets, digest = detail.split("|")
+            return {"tickets": int(tickets), "digest": digest}
+        case EventKind.QUEUE_VALUED:
+            return {"public_value": detail}
+        case EventKind.QUEUE_DRAWN:
+            tickets, digest, seed, value = detail.split("|", 3)
+            drawn = {"tickets": int(tickets), "digest": digest, "seed": seed}
+            return drawn | {"public_value": value or None}
     return {}

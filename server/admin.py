@@ -8,6 +8,7 @@ from typing import Any, Final
 import msgspec
 from aiohttp import web
 
+from seckill.admission import build_admission
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
 from seckill.order import Outcome
@@ -196,6 +197,12 @@ def _sale(sale: str, fields: dict[str, Any]) -> Sale:
     for name in ("opens_at", "ends_at"):
         if name in fields:
             fields[name] = _time(name, fields[name])
+    if isinstance(admission := fields.get("admission"), dict):
+        for name in ("joins_at", "draw_at"):
+            if admission.get(name) is not None:
+                admission[name] = _time(f"admission.{name}", admission[name])
+    if admission is not None:
+        fields["admission"] = build_admission(admission)
     if "items" in fields:
         fields["items"] = build_items(fields["items"])
     made = build_sale(fields)

@@ -15,7 +15,19 @@ from aiohttp import web
 
 from seckill.engine import Engine
 
-from . import admin, batch, challenge, docs_page, health, openapi, orders, sales, scrape
+from . import (
+    admin,
+    batch,
+    challenge,
+    docs_page,
+    draws,
+    health,
+    openapi,
+    orders,
+    sales,
+    scrape,
+    tickets,
+)
 from .access import Access
 from .batch import BATCH_BYTES_MAX
 from .caller import Caller, Identify
@@ -33,8 +45,10 @@ __all__ = ["ROUTES", "create_app"]
 # Paths are tried in this order, so the busiest stand first.
 ROUTES: Final = (
     *orders.ROUTES,
+    *tickets.ROUTES,
     *batch.ROUTES,
     *sales.ROUTES,
+    *draws.ROUTES,
     *challenge.ROUTES,
     *health.ROUTES,
     *scrape.ROUTES,

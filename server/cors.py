@@ -24,15 +24,20 @@ PATHS: Final = frozenset(
         "sales",
         "sales/{sale}",
         "sales/{sale}/challenge",
+        "sales/{sale}/draw",
         "sales/{sale}/orders",
         "sales/{sale}/orders/{order}",
         "sales/{sale}/orders/{order}/begin-payment",
         "sales/{sale}/orders/{order}/release",
+        "sales/{sale}/tickets",
+        "sales/{sale}/tickets/me",
     }
 )
 """What buyers may call, below ``/v1/``."""
 
-REQUEST_HEADERS: Final = "Authorization, Content-Type, Idempotency-Key, Seckill-Proof"
+REQUEST_HEADERS: Final = (
+    "Authorization, Content-Type, Idempotency-Key, Seckill-Proof, Seckill-Ticket"
+)
 RESPONSE_HEADERS: Final = "ETag, Location, Retry-After, X-Request-Id"
 PREFLIGHT_S: Final = 3600
 

@@ -267,7 +267,7 @@ def _example(
     if operation["security"]:
         lines.append('-H "Authorization: Bearer $TOKEN"')
     lines += [
-        f"-H '{one['name']}: cart-81'"
+        f"-H '{one['name']}: {one.get('example', 'cart-81')}'"
         for one in operation.get("parameters", ())
         if one["in"] == "header" and one.get("required")
     ]

@@ -17,10 +17,12 @@ from aiohttp import StreamReader, web
 
 from seckill.errors import InvalidInput
 from seckill.sale import check_buyer
+from seckill.status import Status
 
 from .caller import Caller
 from .intake import INTAKE, Intake, too_often
 from .problems import (
+    ANSWERS,
     BODY_BROKEN,
     BODY_SLOW,
     BODY_TOO_LARGE,
@@ -51,12 +53,14 @@ __all__ = [
     "read",
     "reply",
     "sent_by",
+    "ticket_of",
 ]
 
 BODY_BYTES_MAX: Final = 64 * 1024
 
 _BUYER: Final = "Seckill-Buyer"
 _KEY: Final = "Idempotency-Key"
+_TICKET: Final = "Seckill-Ticket"
 # How msgspec ends a message about a part of the body, and how it names what should (not) be there.
 _AT: Final = " - at `$"
 _NAMED: Final = re.compile(r"Object (?:missing required|contains unknown) field `(.*)`", re.DOTALL)
@@ -131,6 +135,19 @@ def key_of(request: web.Request) -> str:
             KEY_REQUIRED, "send a new key for each wish, and the same key with each retry", _KEY
         )
     return key
+
+
+def ticket_of(request: web.Request) -> str:
+    """The ticket that is asked for. Raises Problem when there is none: finding it by its buyer
+    would cost Redis a call."""
+    ticket = _header(request, _TICKET)
+    if ticket is None:
+        raise Problem(
+            ANSWERS[Status.UNKNOWN_TICKET],
+            "send the ticket in this header; POST …/tickets finds the one there is",
+            _TICKET,
+        )
+    return ticket
 
 
 async def read(

@@ -14,17 +14,25 @@ __all__ = [
     "BATCH_ORDERS",
     "CPU",
     "DEAD_LETTERS",
+    "ETA_ERROR",
     "FAILURES",
     "FAMILIES",
     "GROUP_AGE",
     "GROUP_UNREAD",
     "HOT_ORDERS",
+    "HOT_PLACES",
     "IN_FLIGHT",
+    "JOINS",
     "LANE_DEPTH",
     "LANE_FILL",
     "LOOP_LAG",
     "MEMORY",
     "ORDERS",
+    "PLACES",
+    "QUEUE_CALLED",
+    "QUEUE_LAPSED",
+    "QUEUE_LIVE",
+    "QUEUE_WAITING",
     "READY",
     "SALE_ORDERS",
     "SALE_PHASE",
@@ -47,6 +55,22 @@ ORDERS: Final = Family(
 )
 HOT_ORDERS: Final = Family(
     "seckill_hot_orders", "counter", "Order requests that were answered by the hot route."
+)
+JOINS: Final = Family(
+    "seckill_joins", "counter", "Tickets of queues asked for, by answer.", ("code",)
+)
+PLACES: Final = Family(
+    "seckill_place_queries", "counter", "Places in queues asked for, by answer.", ("code",)
+)
+HOT_PLACES: Final = Family(
+    "seckill_hot_place_queries",
+    "counter",
+    "Places in queues that were answered by the hot route.",
+)
+ETA_ERROR: Final = Family(
+    "seckill_queue_eta_error_seconds",
+    "histogram",
+    "When buyers were called, minus when joining had told them they would be; of some of them.",
 )
 FAILURES: Final = Family(
     "seckill_failures",
@@ -100,6 +124,18 @@ SALE_ORDERS: Final = Family("seckill_sale_orders", "counter", "Orders ever accep
 SALE_PHASE: Final = Family(
     "seckill_sale_phase", "gauge", "1 for the phase a sale is in.", ("sale", "phase")
 )
+QUEUE_WAITING: Final = Family(
+    "seckill_queue_waiting", "gauge", "Tickets that wait to be called.", ("sale",)
+)
+QUEUE_CALLED: Final = Family(
+    "seckill_queue_called", "counter", "Tickets that were called.", ("sale",)
+)
+QUEUE_LAPSED: Final = Family(
+    "seckill_queue_lapsed", "counter", "Called tickets whose token lapsed unused.", ("sale",)
+)
+QUEUE_LIVE: Final = Family(
+    "seckill_queue_live_tokens", "gauge", "Tokens that are good and not used yet.", ("sale",)
+)
 GROUP_UNREAD: Final = Family(
     "seckill_group_unread_events",
     "gauge",
@@ -121,8 +157,10 @@ DEAD_LETTERS: Final = Family(
 
 FAMILIES: Final = (
     *(ANSWERS, ANSWER_SECONDS, ORDERS, HOT_ORDERS, FAILURES),
+    *(JOINS, PLACES, HOT_PLACES, ETA_ERROR),
     *(BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
     *(IN_FLIGHT, READY, WORKERS, WORKER_STARTS, WORKER_ENDS, LOOP_LAG, CPU, MEMORY),
     *(SALE_UNITS, SALE_ORDERS, SALE_PHASE),
+    *(QUEUE_WAITING, QUEUE_CALLED, QUEUE_LAPSED, QUEUE_LIVE),
     *(GROUP_UNREAD, GROUP_AGE, DEAD_LETTERS),
 )

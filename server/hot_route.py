@@ -1,13 +1,15 @@
-"""Orders past aiohttp's request machinery, which costs more than all that an order needs.
+"""Orders, and questions for places in a queue, past aiohttp's request machinery, which costs more
+than all that they need.
 
-    bytes ─▶ aiohttp's parser ─▶ one plain, whole order on an idle connection?
+    bytes ─▶ aiohttp's parser ─▶ one plain, whole order or question on an idle connection?
                                     │ yes                          │ no, or in doubt
                                     ▼                              ▼
                     decided here, one transport.write      aiohttp, untouched
 
 aiohttp has read the request before anything is looked at here, so what a request is and where it
 ends is its business alone. Both ways use the same parts (guard.py, exchange.py, orders.py,
-reply.py) and say the same; tests/web/test_hot_route.py compares them.
+tickets.py, reply.py) and say the same; tests/web/test_hot_route.py compares them. A place is
+answered at once, from memory, or not here.
 
 While an order is under way its connection looks to aiohttp as one whose handler is at work: nothing
 waits for a request, ``_request_in_progress`` is set. So what a client sends meanwhile is queued and
@@ -16,7 +18,7 @@ answered after it, no timer takes the connection for an idle one, and an end wai
 Only where the intake is served by itself (connection.Runner), with its own user tokens, and with
 nothing that must see each request: no web origins, gate, address limit or middleware.
 
-What of aiohttp is used here and is not documented is named in ``_USED``. Without it all orders go
+What of aiohttp is used here and is not documented is named in ``_USED``. Without it everything goes
 aiohttp's way, and the log says so.
 """
 
@@ -31,7 +33,7 @@ from functools import partial
 from time import monotonic
 from typing import Any, Final, cast
 
-from aiohttp import HttpVersion11, StreamReader, hdrs, web
+from aiohttp import EMPTY_PAYLOAD, HttpVersion11, StreamReader, hdrs, web
 from aiohttp.http import HttpRequestParser, RawRequestMessage
 from multidict import istr
 
@@ -39,12 +41,14 @@ from seckill.lane import Answer
 from seckill.order import Outcome, Wish
 from seckill.shard import Shard
 
+from .caller import Caller
 from .connection import Connection, Connections, Handler
 from .exchange import BODY_BYTES_MAX, counted, decoded
 from .guard import Guard, Watched
 from .intake import Intake
 from .orders import ORDER, decide, told, wish_of
 from .reply import JSON, Plain, Reply
+from .tickets import PLACE_ROUTE, shown
 
 __all__ = ["HotConnection", "HotRoute", "hot_route"]
 
@@ -52,10 +56,13 @@ _log = logging.getLogger("seckill.server")
 
 # As far as a sale's id can be one; an escaped one is the router's to understand.
 _ORDERS: Final = re.compile(r"/v1/sales/([0-9A-Za-z_-]{1,40})/orders").fullmatch
+_PLACES: Final = re.compile(r"/v1/sales/([0-9A-Za-z_-]{1,40})/tickets/me").fullmatch
 _WATCHED: Final = Watched("reserve", "/v1/sales/{sale}/orders")
+_PLACE_WATCHED: Final = Watched("place", PLACE_ROUTE)
 
 _KEY: Final = istr("Idempotency-Key")
 _BUYER: Final = istr("Seckill-Buyer")
+_TICKET: Final = istr("Seckill-Ticket")
 
 _USED: Final[dict[type, tuple[str, ...]]] = {
     web.RequestHandler: (
@@ -91,13 +98,19 @@ def _missing() -> Iterator[str]:
 
 
 def _is_plain(message: RawRequestMessage | object, payload: StreamReader) -> bool:
-    """Whether this is a whole request with a small body, after which the connection is kept."""
+    """Whether this is a whole request after which the connection is kept: with a small body, or
+    without one."""
+    if (
+        type(message) is not RawRequestMessage
+        or message.version != HttpVersion11
+        or message.should_close
+        or message.chunked
+    ):
+        return False
+    if message.method == "GET":
+        return payload is EMPTY_PAYLOAD
     return (
-        type(message) is RawRequestMessage
-        and message.method == "POST"
-        and message.version == HttpVersion11
-        and not message.should_close
-        and not message.chunked
+        message.method == "POST"
         and type(payload) is StreamReader
         and payload.is_eof()
         and payload.total_bytes <= BODY_BYTES_MAX
@@ -105,7 +118,7 @@ def _is_plain(message: RawRequestMessage | object, payload: StreamReader) -> boo
 
 
 class HotRoute:
-    """Takes orders off connections and answers them."""
+    """Takes orders, and questions for places, off connections and answers them."""
 
     def __init__(self, intake: Intake, guard: Guard) -> None:
         self._intake = intake
@@ -119,25 +132,66 @@ class HotRoute:
     def take(
         self, connection: HotConnection, message: RawRequestMessage, payload: StreamReader
     ) -> bool:
-        """Whether this plain request is an order. If so it is answered, now or later."""
-        path, headers = message.path, message.headers
-        found = _ORDERS(path)
+        """Whether this plain request is answered here, now or later."""
+        headers = message.headers
         if (
-            found is None
-            or headers.get(hdrs.CONTENT_TYPE) != JSON
-            or hdrs.CONTENT_ENCODING in headers
+            hdrs.CONTENT_ENCODING in headers
             or hdrs.TRANSFER_ENCODING in headers
             or hdrs.EXPECT in headers
             or hdrs.UPGRADE in headers
             or _BUYER in headers
         ):
             return False
-        proofs, keys = headers.getall(hdrs.AUTHORIZATION, ()), headers.getall(_KEY, ())
-        if len(proofs) != 1 or len(keys) != 1:
+        if message.method == "GET":
+            return self._take_place(connection, message)
+        return self._take_order(connection, message, payload)
+
+    def _take_place(self, connection: HotConnection, message: RawRequestMessage) -> bool:
+        found = _PLACES(message.path)
+        if found is None:
             return False
-        intake = self._intake
-        caller, shard = intake.known(proofs[0]), intake.engine.at_hand(found[1])
-        if caller is None or not caller.buyer or shard is None or shard.lane is None:
+        tickets, buyer = message.headers.getall(_TICKET, ()), self._buyer(message)
+        shard = self._intake.engine.at_hand(found[1])
+        if len(tickets) != 1 or buyer is None or shard is None:
+            return False
+        queue = shard.queue
+        if queue is None or not queue.fresh:
+            return False
+
+        started_s = monotonic()
+        connection.taken()
+        self._intake.in_flight += 1
+        try:
+            self._guard.enter()
+            counted(self._intake, buyer)
+            reply, request_id = shown(queue.place_of(buyer.buyer, tickets[0]), shard.sale), ""
+        except Exception as error:  # noqa: BLE001 - logged, and no traceback leaves
+            reply, request_id = self._guard.failed(_PLACE_WATCHED, error)
+        self._intake.in_flight -= 1
+        self._intake.metrics.hot_places += 1
+        seconds = monotonic() - started_s
+        self._guard.answered(_PLACE_WATCHED, "GET", reply, seconds, request_id)
+        connection.answer(cast(Plain, reply))  # As all answers about places are.
+        return True
+
+    def _buyer(self, message: RawRequestMessage) -> Caller | None:
+        """Who asks, if it is a buyer whose user token was verified before."""
+        proofs = message.headers.getall(hdrs.AUTHORIZATION, ())
+        caller = self._intake.known(proofs[0]) if len(proofs) == 1 else None
+        return caller if caller is not None and caller.buyer else None
+
+    def _take_order(
+        self, connection: HotConnection, message: RawRequestMessage, payload: StreamReader
+    ) -> bool:
+        intake, path, headers = self._intake, message.path, message.headers
+        found = _ORDERS(path)
+        if found is None or headers.get(hdrs.CONTENT_TYPE) != JSON:
+            return False
+        keys, caller = headers.getall(_KEY, ()), self._buyer(message)
+        shard = intake.engine.at_hand(found[1])
+        if len(keys) != 1 or caller is None or shard is None:
+            return False
+        if shard.lane is None or not shard.at_hand:
             return False
 
         started_s = monotonic()
@@ -216,7 +270,7 @@ class HotRoute:
 
 
 class HotConnection(Connection):
-    """A connection whose orders go to the hot route."""
+    """A connection whose plain requests are offered to the hot route."""
 
     __slots__ = ("_began", "_early", "_held", "_route")
 

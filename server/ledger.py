@@ -48,13 +48,15 @@ async def check_new(engine: Engine, ledger: settings.Ledger, sale: str) -> None:
     """To be asked before a sale is created. Raises InvalidInput for one that Redis has lost, or an
     id that is used up; Problem when nobody can tell."""
     if ledger.url:
-        from seckill.ledger import Ledger
+        from seckill.ledger.existing import ExistingLedger, NoLedger
         from seckill.ledger.fence import check_new
         from seckill.ledger.mark import OtherLedger
 
         try:
-            async with Ledger(ledger.url) as book:
+            async with ExistingLedger(ledger.url) as book:
                 await check_new(engine, book, sale)
+        except NoLedger:
+            return
         except (LedgerUnavailable, LedgerRefused, OtherLedger) as error:
             raise Problem(LEDGER_UNAVAILABLE, str(error)) from None
 

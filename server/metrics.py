@@ -26,10 +26,12 @@ from seckill.engine import Engine
 from seckill.errors import SeckillError, UnknownSale, UpgradeNeeded
 from seckill.groups import GroupState, groups_of
 from seckill.lane import SIZE_BOUNDS, TRIP_BOUNDS_S, Lane
+from seckill.queue import View
 from seckill.snapshot import Snapshot
 from seckill.tally import Histogram
 
 from . import families
+from .etas import EtaErrors
 from .problems import ANSWERS as KINDS
 from .problems import BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE, LEDGER_UNAVAILABLE, RAISED
 from .samples import Alone, Sample, Shared, Store, as_metrics
@@ -45,6 +47,8 @@ SERIES_MAX: Final = 500
 OTHER: Final = "other"
 # The verb whose answers are the answers to orders.
 RESERVE: Final = "reserve"
+# Verbs whose answers are counted by themselves as well.
+_COUNTED: Final = {"join": families.JOINS, "place": families.PLACES}
 # Sales that one scrape shows, and how many it looks at to find them.
 SALES_MAX: Final = 20
 LOOKS_MAX: Final = 100
@@ -85,15 +89,16 @@ class _Seen(NamedTuple):
 
 
 class Metrics:
-    """The numbers of one intake in one process. It belongs to one event loop. ``hot_orders`` are
-    the orders that hot_route.py has answered; it counts them itself."""
+    """The numbers of one intake in one process. It belongs to one event loop. ``hot_orders`` and
+    ``hot_places`` are what hot_route.py has answered; it counts them itself."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._answers: dict[tuple[str, str], _Answers] = {}
         self._seconds: dict[str, Histogram] = {}
         self._orders: Counter[str] = Counter()
-        self.hot_orders = 0
+        self.hot_orders = self.hot_places = 0
+        self.etas = EtaErrors(engine)
         self._batch_orders = Histogram(SIZE_BOUNDS)
         self._script_s = Histogram(TRIP_BOUNDS_S)
         self._seen: WeakKeyDictionary[Lane, tuple[_Seen, _Seen]] = WeakKeyDictionary()
@@ -195,6 +200,8 @@ class Metrics:
             yield Sample(families.ANSWERS, (verb, code), answers.count)
             if verb == RESERVE:
                 orders[code] += answers.count
+            elif verb in _COUNTED:
+                yield Sample(_COUNTED[verb], (code,), answers.count)
             if code in failed:
                 failed[code] += answers.count
         for verb, seconds in self._seconds.items():
@@ -202,12 +209,16 @@ class Metrics:
         for code, count in orders.items():
             yield Sample(families.ORDERS, (code,), count)
         yield Sample(families.HOT_ORDERS, (), self.hot_orders)
+        yield Sample(families.HOT_PLACES, (), self.hot_places)
+        self.etas.look()
+        yield Sample(families.ETA_ERROR, (), self.etas.seconds)
         for code, count in failed.items():
             yield Sample(families.FAILURES, (code,), count)
-        lanes = self._engine.lanes().values()
+        lanes = list(self._engine.lanes().values())
         self._read(lanes)
         yield Sample(families.BATCH_ORDERS, (), self._batch_orders)
         yield Sample(families.SCRIPT_SECONDS, (), self._script_s)
+        lanes = [*lanes, *self._engine.queue.lanes().values()]
         yield Sample(families.LANE_DEPTH, (), sum(lane.depth for lane in lanes))
         yield Sample(
             families.LANE_FILL, (), max((lane.depth / lane.depth_max for lane in lanes), default=0)
@@ -234,10 +245,11 @@ class Metrics:
 
 
 class _Look(NamedTuple):
-    """A sale and those who read its events."""
+    """A sale, those who read its events, and its queue if it has one."""
 
     sale: Snapshot
     groups: list[GroupState]
+    queue: View | None
 
 
 class _Sales:
@@ -269,7 +281,11 @@ class _Sales:
         names = [name for name in await self._engine.sales() if name not in self._settled]
         for name in names[:LOOKS_MAX]:
             try:
-                look = _Look(await self._engine.snapshot(name), await self._groups(name))
+                look = _Look(
+                    await self._engine.snapshot(name),
+                    await self._groups(name),
+                    await self._queue(name),
+                )
             except (UnknownSale, UpgradeNeeded):
                 continue  # Its creation was cut short, or another version made it.
             if look.sale.state == "settled" and not any(map(_owes, look.groups)):
@@ -285,6 +301,10 @@ class _Sales:
         except UnknownSale:
             return []  # It is fenced, and Redis has lost its events.
 
+    async def _queue(self, sale: str) -> View | None:
+        found = await self._engine.queue.look(sale)
+        return found if isinstance(found, View) else None
+
 
 def _owes(group: GroupState) -> bool:
     """Whether its consumers have something to do."""
@@ -297,12 +317,17 @@ def _by_interest(look: _Look) -> tuple[bool, bool, int]:
 
 
 def _sale_samples(looks: Iterable[_Look]) -> Iterator[Sample]:
-    for now, groups in looks:
+    for now, groups, queue in looks:
         for state in ("available", "held", "confirmed"):
             units = sum(getattr(stock, state) for stock in now.stock.values())
             yield Sample(families.SALE_UNITS, (now.sale, state), units)
         yield Sample(families.SALE_ORDERS, (now.sale,), now.orders)
         yield Sample(families.SALE_PHASE, (now.sale, now.phase.replace(" ", "_")), 1)
+        if queue is not None:
+            yield Sample(families.QUEUE_WAITING, (now.sale,), queue.waiting)
+            yield Sample(families.QUEUE_CALLED, (now.sale,), queue.head)
+            yield Sample(families.QUEUE_LAPSED, (now.sale,), queue.lapses)
+            yield Sample(families.QUEUE_LIVE, (now.sale,), queue.live)
         for group in groups:
             labels = (now.sale, group.name)
             yield Sample(families.GROUP_UNREAD, labels, group.unread)

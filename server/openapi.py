@@ -44,6 +44,7 @@ _ABOUT_ZH: Final = """\
 
 _TAGS: Final = {
     "Orders": "The life of an order 订单",
+    "Queue": "The way to the till 排队与抽签",
     "Sales": "What is on sale 场次",
     "Merchant": "Running a sale 商家",
     "Service": "Health and description 服务",
@@ -72,6 +73,14 @@ _BUYER: Final = {
     "required": False,
     "description": "The buyer in whose name the mall's backend asks; not with a user token.",
     "schema": {"type": "string", "pattern": _OPAQUE},
+}
+_TICKET: Final = {
+    "name": "Seckill-Ticket",
+    "in": "header",
+    "required": True,
+    "description": "The ticket, as joining returned it.",
+    "schema": {"type": "string", "pattern": "^[0-9A-Za-z_-]{28}$"},
+    "example": "0123456789abcdefghijklmnopqr",
 }
 _PROOF: Final = {
     "name": gate.PROOF_HEADER,
@@ -212,6 +221,8 @@ def _tag_of(path: str) -> str:
         return "Merchant"
     if "/orders" in path or "/challenge" in path:
         return "Orders"
+    if "/tickets" in path or "/draw" in path:
+        return "Queue"
     return "Sales" if path.startswith("/v1/") else "Service"
 
 
@@ -226,6 +237,8 @@ def _parameters(path: str, operation: Operation) -> list[Mapping[str, Any]]:
     ]
     if operation.keyed:
         found.append(_KEY)
+    if operation.ticketed:
+        found.append(_TICKET)
     if operation.who == "user":
         found.append(_BUYER)
     if problems.PROOF_REQUIRED in operation.kinds:

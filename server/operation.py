@@ -50,7 +50,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     and ``kinds`` as problems; without one that is ok it is plainly 200. ``asks_engine`` is false
     where Redis is not needed. ``query`` describes parameters by name. ``cached`` says that an
     entity tag comes along, ``bodiless`` that the body may be left out, ``keyed`` that
-    Idempotency-Key is needed.
+    Idempotency-Key is needed, ``ticketed`` that Seckill-Ticket is, ``names_buyer`` that some buyer
+    is.
     """
 
     id: str
@@ -60,6 +61,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     body: type[msgspec.Struct] | None = None
     bodiless: bool = False
     keyed: bool = False
+    ticketed: bool = False
+    names_buyer: bool = False
     cached: bool = False
     asks_engine: bool = True
     query: Mapping[str, str] = {}
@@ -86,7 +89,7 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
             found.append(problems.RATE_LIMITED)
         if self.who == "user":
             found.append(problems.INVALID_INPUT)
-            if self.keyed:
+            if self.keyed or self.names_buyer:
                 found.append(problems.BUYER_REQUIRED)
         if self.keyed:
             found += [problems.KEY_REQUIRED, problems.INVALID_INPUT]

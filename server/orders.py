@@ -62,6 +62,10 @@ _RESERVE: Final = (
     *(Status.STALE_DEFINITION, Status.UNKNOWN_SKU, Status.PAUSED, Status.NOT_OPEN, Status.ENDED),
     *(Status.NOT_ALLOWED, Status.TOO_LATE, Status.ORDER_LIMIT, Status.SKU_LIMIT),
     *(Status.BUYER_LIMIT, Status.SOLD_OUT, Status.INSUFFICIENT),
+    *(Status.TOKEN_NEEDED, Status.TOKEN_EXPIRED, Status.UNKNOWN_TICKET),
+    # These are refused before Redis is asked.
+    *(Status.TOKEN_INVALID, Status.TOKEN_RETIRED),
+    *(Status.TOKEN_OTHER_BUYER, Status.TOKEN_OTHER_SALE),
 )
 
 
@@ -95,12 +99,14 @@ def wish_of(buyer: str, key: str, body: OrderRequest) -> Wish:
     cart: dict[str, int] = {}
     for line in body.items:
         cart[line.sku] = cart.get(line.sku, 0) + line.quantity
-    return Wish(buyer, key, cart, body.attrs)
+    return Wish(buyer, key, cart, body.attrs, body.token)
 
 
 async def decide(engine: Engine, sale: str, wish: Wish, path: str) -> Reply:
     """Asks the engine and waits for its answer. ``path`` is where orders of this sale live."""
-    outcome = await engine.reserve(sale, wish.buyer, wish.key, wish.items, attrs=wish.attrs)
+    outcome = await engine.reserve(
+        sale, wish.buyer, wish.key, wish.items, attrs=wish.attrs, token=wish.token
+    )
     known: Container[str] = ()
     if outcome.status is Status.UNKNOWN_SKU:
         known = (await engine.sale(sale)).sku_index

@@ -25,10 +25,13 @@ from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, RedisUnavailable, UnknownSale, UpgradeNeeded
 from seckill.sale import check_sale_id
 from seckill.snapshot import Snapshot
+from seckill.status import Status
 
 from .limits import Limiter
+from .problems import ANSWERS, Problem
 from .reply import JSON, Reply
 from .wire import SaleEntry, SalesDocument, encode, sale_document, sale_entry
+from .wire_queue import DrawDocument
 
 __all__ = ["STALE_S", "Page", "Pages", "etag_of", "page_reply"]
 
@@ -177,6 +180,7 @@ class Pages:
         self._names = Memory(self._look_names)
         self._sales = Memory(self._look_sale)
         self._lists = Memory(self._look_list)
+        self._draws = Memory(self._look_draw)
         self._new = Limiter(NEW_PER_S, NEW_PER_S)
 
     async def sale(self, sale: str) -> Page:
@@ -188,6 +192,13 @@ class Pages:
                 raise UnknownSale(sale)
         return await self._sales.get(sale)
 
+    async def draw(self, sale: str) -> Page:
+        """What is published of a sale's draw. Raises as ``sale``, and Problem for a sale that has
+        none."""
+        if sale not in self._draws:
+            await self.sale(sale)
+        return await self._draws.get(sale)
+
     async def list(self, after: str) -> Page:
         """A page of the list, with the sales whose ids come after this text."""
         names = (await self._names.get("")).names
@@ -197,7 +208,7 @@ class Pages:
 
     def changed(self) -> None:
         """A verb has changed a sale through this intake, whose next page must show it."""
-        for memory in (self._names, self._sales, self._lists):
+        for memory in (self._names, self._sales, self._lists, self._draws):
             memory.outdate()
 
     async def _look_names(self, key: str) -> Names:
@@ -230,6 +241,24 @@ class Pages:
             etag=etag_of(body),
             ahead_ms=max((page.ahead_ms for page in pages if page.ahead_ms), default=None),
         )
+
+    async def _look_draw(self, key: str) -> Page:
+        queue = self._engine.queue
+        commitment = await queue.commitment(key)
+        if commitment is Status.NO_QUEUE:
+            raise Problem(ANSWERS[commitment], "the tickets of this sale are not drawn")
+        if isinstance(commitment, Status):
+            raise Problem(ANSWERS[commitment])
+        sale, record = await self._engine.sale(key), await queue.record(key)
+        document = DrawDocument(
+            sale=sale.id,
+            definition_id=sale.definition_id,
+            definition=sale.definition().decode(),
+            commitment=commitment,
+        )
+        body = encode(document) if record is None else record.encode()
+        fresh_s = SETTLED_S if record is not None and record.seed else FRESH_S
+        return Page(fresh_until_s=monotonic() + fresh_s, body=body, etag=etag_of(body))
 
     async def _page_of(self, sale: str) -> SalePage | None:
         try:

@@ -114,6 +114,18 @@ ANSWERS: Final[dict[Status, Kind]] = {
         (Status.BELOW_COMMITTED, 409, "below_committed"),
         (Status.TOO_MANY_UNITS, 422, "too_many_units"),
         (Status.CLOCK_JUMP, 503, "clock_jump"),
+        (Status.NO_QUEUE, 409, "no_queue"),
+        (Status.JOINS_CLOSED, 409, "joins_closed"),
+        (Status.UNKNOWN_TICKET, 404, "unknown_ticket"),
+        # Every draw has this moment, so it is no failure that somebody should be called for.
+        (Status.DRAWING, 409, "drawing"),
+        # "token" alone is what a user token's codes begin with.
+        (Status.TOKEN_NEEDED, 403, "queue_token_needed"),
+        (Status.TOKEN_INVALID, 403, "queue_token_invalid"),
+        (Status.TOKEN_EXPIRED, 403, "queue_token_expired"),
+        (Status.TOKEN_OTHER_BUYER, 403, "queue_token_other_buyer"),
+        (Status.TOKEN_OTHER_SALE, 403, "queue_token_other_sale"),
+        (Status.TOKEN_RETIRED, 403, "queue_token_retired"),
     )
 }
 

@@ -15,12 +15,15 @@ from typing import Annotated, Final, Literal
 import msgspec
 from msgspec import Meta
 
+from seckill.admission import Admission, Mode
+from seckill.checks import to_ms
 from seckill.document import OrderDocument, OrderLine, order_document
 from seckill.sale import ATTRS_BYTES_MAX, ITEMS_MAX, Item, Sale
 from seckill.snapshot import Snapshot
 
 __all__ = [
     "BATCH_MAX",
+    "AdmissionDocument",
     "BatchAnswer",
     "BatchDocument",
     "BatchOrder",
@@ -47,15 +50,19 @@ __all__ = [
 ]
 
 BATCH_MAX: Final = 1_000
+# Ours are shorter. What is longer is no token, and is not to be carried any further.
+TOKEN_CHARS_MAX: Final = 200
 encode: Final = msgspec.json.Encoder().encode
 
 
 class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A wish to buy. Lines of the same SKU are added up. ``attrs`` is opaque and travels in the
-    event untouched, 512 bytes of UTF-8 at most."""
+    event untouched, 512 bytes of UTF-8 at most. ``token`` is the buyer's turn, where the sale has a
+    queue."""
 
     items: Annotated[list[OrderLine], Meta(min_length=1, max_length=ITEMS_MAX)]
     attrs: Annotated[str, Meta(max_length=ATTRS_BYTES_MAX)] = ""
+    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)] = ""
 
 
 class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -80,6 +87,7 @@ class BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fal
     key: Annotated[str, Meta(min_length=1, max_length=64, examples=["cart-81"])]
     items: Annotated[list[OrderLine], Meta(min_length=1, max_length=ITEMS_MAX)]
     attrs: Annotated[str, Meta(max_length=ATTRS_BYTES_MAX)] = ""
+    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)] = ""
 
 
 class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -142,6 +150,21 @@ class ItemDocument(msgspec.Struct, frozen=True):
 Phase = Literal["created", "not_started", "selling", "ended", "paused", "closed", "settled"]
 
 
+class AdmissionDocument(msgspec.Struct, frozen=True):
+    """How buyers get to the till. Tickets can be taken from ``joins_ms`` on, null: at once. At
+    ``draw_ms`` the tickets of a shuffle or a draw are put in order, null for a queue; nobody can
+    join a draw after it. A called buyer has ``token_life_ms`` to buy. ``weights`` are the lots of
+    a ticket by member tier, 1 for all others; ``public_value`` names what the order depends on
+    besides the seed."""
+
+    mode: Mode
+    joins_ms: int | None
+    draw_ms: int | None
+    token_life_ms: int
+    weights: dict[str, int]
+    public_value: str | None
+
+
 class SaleEntry(msgspec.Struct, frozen=True):
     """A sale in the list."""
 
@@ -153,9 +176,9 @@ class SaleEntry(msgspec.Struct, frozen=True):
 
 
 class SaleDocument(msgspec.Struct, frozen=True):
-    """A sale as a buyer sees it. Limits of 0 are none; ``sold_out`` may become false again, when a
-    hold expires. Nothing here changes by itself, so that a cache can keep it: the time is in the
-    header Seckill-Time-Ms."""
+    """A sale as a buyer sees it. Limits of 0 are none; ``admission`` is null where whoever comes is
+    served; ``sold_out`` may become false again, when a hold expires. Nothing here changes by
+    itself, so that a cache can keep it: the time is in the header Seckill-Time-Ms."""
 
     id: str
     title: str
@@ -166,6 +189,7 @@ class SaleDocument(msgspec.Struct, frozen=True):
     pay_ms: int
     limit_per_order: int
     limit_per_buyer: int
+    admission: AdmissionDocument | None
     items: list[ItemDocument]
 
 
@@ -205,7 +229,19 @@ def sale_document(sale: Sale, now: Snapshot) -> SaleDocument:
         sale.pay_ms,
         sale.limit_per_order,
         sale.limit_per_buyer,
+        None if sale.admission is None else _admission_document(sale, sale.admission),
         [_item_document(item, now) for item in sale.items],
+    )
+
+
+def _admission_document(sale: Sale, admission: Admission) -> AdmissionDocument:
+    return AdmissionDocument(
+        admission.mode,
+        None if admission.joins_at is None else to_ms(admission.joins_at),
+        sale.draw_ms if admission.is_drawn else None,
+        admission.token_life_ms,
+        dict(admission.weights),
+        admission.public_value,
     )
 
 

@@ -8,6 +8,7 @@ from typing import Annotated, Final
 import msgspec
 from msgspec import Meta
 
+from seckill.admission import OVERBOOK_MAX, WEIGHT_MAX, Mode
 from seckill.engine import REASON_MAX
 from seckill.order import StockOutcome
 from seckill.sale import ITEMS_MAX, LIMIT_MAX, PRICE_FEN_MAX, TIMEOUT_MS_MAX, TOTAL_MAX, Item, Sale
@@ -17,6 +18,7 @@ from .wire import Phase, phase_of
 
 __all__ = [
     "TIMEOUT_MS_MIN",
+    "AdmissionRequest",
     "ItemRequest",
     "PauseRequest",
     "ReportDocument",
@@ -31,6 +33,11 @@ __all__ = [
 
 # As in sale files: a shorter hold is seconds written where milliseconds are meant.
 TIMEOUT_MS_MIN: Final = 1_000
+# The bounds of seckill.admission, which a test holds these to.
+RATE_MAX: Final = 1_000_000
+LIFE_MS_MIN: Final = 1_000
+LIFE_MS_MAX: Final = 86_400_000
+VALUE_MAX: Final = 200
 _TITLE_MAX: Final = 200
 _BASIS_MAX: Final = 100
 
@@ -48,9 +55,27 @@ class ItemRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit_per_buyer: Annotated[int, Meta(ge=0, le=LIMIT_MAX)] = 1
 
 
+class AdmissionRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """How buyers get to the till: the keys of a sale file. ``rate_per_s`` tickets are called in a
+    second at most, each with a token of ``token_life_ms``, and ``overbook_max`` for each unit left
+    while it is not known how many of them come. ``joins_at``: at once. ``draw_at`` (shuffle, draw):
+    when the sale opens. ``weights`` (draw): lots by member tier. ``public_value`` (shuffle, draw)
+    names what the order depends on besides the seed."""
+
+    mode: Mode
+    rate_per_s: Annotated[int, Meta(ge=1, le=RATE_MAX)] = 1_000
+    token_life_ms: Annotated[int, Meta(ge=LIFE_MS_MIN, le=LIFE_MS_MAX)] = 120_000
+    overbook_max: Annotated[int, Meta(ge=1, le=OVERBOOK_MAX)] = 20
+    joins_at: Annotated[datetime, Meta(tz=True)] | None = None
+    draw_at: Annotated[datetime, Meta(tz=True)] | None = None
+    weights: dict[str, Annotated[int, Meta(ge=1, le=WEIGHT_MAX)]] = {}
+    public_value: Annotated[str, Meta(min_length=1, max_length=VALUE_MAX)] | None = None
+
+
 class SaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A new sale: the keys of a sale file. Its id is the path's. Times have an offset, as in
-    2026-11-28T20:00:00+08:00; limits of 0 are none."""
+    2026-11-28T20:00:00+08:00; limits of 0 are none; without ``admission`` whoever comes is
+    served."""
 
     title: Annotated[str, Meta(min_length=1, max_length=_TITLE_MAX, examples=["今晚八点"])]
     opens_at: Annotated[datetime, Meta(tz=True, examples=["2026-11-28T20:00:00+08:00"])]
@@ -61,6 +86,7 @@ class SaleRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     limit_per_order: Annotated[int, Meta(ge=0, le=LIMIT_MAX)] = 0
     limit_per_buyer: Annotated[int, Meta(ge=0, le=LIMIT_MAX)] = 0
     max_lapsed: Annotated[int, Meta(ge=0, le=LIMIT_MAX)] = 3
+    admission: AdmissionRequest | None = None
 
 
 class PauseRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -39,6 +39,7 @@ from seckill.errors import InvalidInput, SeckillError
 from seckill.redis import ServerFacts
 
 from . import log, settings
+from .ledger import check_owner
 from .listen import BACKLOG, address_of, listen_tcp, listen_unix
 from .settings import Settings
 from .worker import BOOT_ERROR, Worker, bug_line, engine_on
@@ -83,7 +84,7 @@ def serve(read: Callable[[], Settings], on_ready: Callable[[Running], None]) -> 
         sock = _listen(current.server)
         stack.callback(sock.close)
         url = stack.enter_context(_sales_server(current.redis))
-        facts = _check(url, current.redis)
+        facts = _check(url, current)
         running = Running(address_of(sock), url, facts, current)
         Service(read, current, url, sock.detach(), lambda: on_ready(running)).run()
 
@@ -141,11 +142,13 @@ def _sales_server(redis: settings.Redis) -> Iterator[str]:
             yield server.url
 
 
-def _check(url: str, redis: settings.Redis) -> ServerFacts:
-    """What that server is, asked once for all workers. Raises SeckillError if it is not fit."""
+def _check(url: str, current: Settings) -> ServerFacts:
+    """What that server is, asked once for all workers. Raises SeckillError if it is not fit, or
+    belongs to another ledger."""
 
     async def ask() -> ServerFacts | None:
-        async with engine_on(url, redis, sweep_ms=0) as engine:
+        async with engine_on(url, current.redis, sweep_ms=0) as engine:
+            await check_owner(engine, current.ledger)
             return engine.facts
 
     facts = asyncio.run(ask())
@@ -216,7 +219,7 @@ class Service(BaseApplication):  # type: ignore[misc] # gunicorn has no annotati
             check_proof(now)
             # A server of our own stays the one it is.
             url = now.redis.url or self.url
-            _check(url, now.redis)
+            _check(url, now)
         except (SeckillError, OSError) as error:
             _log.error("SIGHUP changes nothing: %s", error)
             return False

@@ -10,6 +10,7 @@ from __future__ import annotations
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,9 +19,64 @@ import redis
 from seckill.embedded import EmbeddedServer, find_server
 from seckill.engine import Engine
 from seckill.errors import EmbeddedError
+from seckill.keys import LEDGER_MARK
 from seckill.sale import Sale
 from seckill.status import Status
 from tests.support import async_client, make_sale
+
+# The files that take longest, the longest first, by what they took on two cores.
+LONG = (
+    "properties/test_mutations.py",
+    "cli/test_ledger.py",
+    "packaging/test_packaging.py",
+    "unit/test_benchmarks.py",
+    "ledger/test_ledger_faults.py",
+    "cli/test_bad_input.py",
+    "faults/test_crash.py",
+    "web/test_workers.py",
+    "cli/test_relay.py",
+    "cli/test_demo.py",
+    "cli/test_doctor.py",
+    "cli/test_serve.py",
+    "cli/test_sales.py",
+    "web/test_flood.py",
+    "ledger/test_guides.py",
+    "web/test_metrics.py",
+    "packaging/test_deploy.py",
+    "ledger/test_rebuild_cut_off.py",
+    "properties/test_engine_twin.py",
+    "ledger/test_reconcile.py",
+    "ledger/test_reconcile_redis.py",
+    "ledger/test_whose_ledger.py",
+    "cli/test_ledger_life.py",
+    "ledger/test_runner.py",
+    "web/test_examples.py",
+    "integration/test_doctor.py",
+    "integration/test_relay.py",
+    "cli/test_orders.py",
+    "web/test_run.py",
+    "web/test_schemathesis.py",
+    "integration/test_embedded.py",
+    "cli/test_top.py",
+    "cli/test_pause.py",
+    "unit/test_docs.py",
+    "ledger/test_letters.py",
+    "unit/test_limits.py",
+    "ledger/test_ledger.py",
+    "web/test_hot_route.py",
+)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keeps pytest-xdist from sorting files by how many tests they have: the longest have few."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long files first, so that in the end no process of pytest-xdist waits long for the other."""
+    places = {Path(__file__).parent / name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: places.get(item.path, len(LONG)))
 
 
 def pytest_report_header() -> str:
@@ -40,6 +96,16 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedServer]
     data_dir = tmp_path_factory.mktemp("server")
     with EmbeddedServer(data_dir, appendfsync="no") as server:
         yield server
+
+
+@pytest.fixture(autouse=True)
+def no_ledgers_mark(request: pytest.FixtureRequest) -> None:
+    """Each test may bring a ledger of its own to the server that they share."""
+    if "server" in request.fixturenames:
+        server = request.getfixturevalue("server")
+        if isinstance(server, EmbeddedServer):
+            with redis.Redis.from_url(server.url) as client:
+                client.delete(LEDGER_MARK)
 
 
 @pytest.fixture
@@ -63,12 +129,13 @@ MakeEngine = Callable[..., Awaitable[Engine]]
 async def make_engine(server: EmbeddedServer) -> AsyncIterator[MakeEngine]:
     """Starts engines on the shared server, as processes would; they are closed after the test.
 
-    Nothing sweeps deadlines unless a test asks for it.
+    Nothing sweeps deadlines unless a test asks for it, and a busy machine may take its time.
     """
+    usual = {"durability": "memory", "sweep_ms": 0, "timeout_ms": 30_000}
     async with AsyncExitStack() as stack:
 
         async def make(**options: Any) -> Engine:
-            engine = Engine(server.url, **({"durability": "memory", "sweep_ms": 0} | options))
+            engine = Engine(server.url, **(usual | options))
             return await stack.enter_async_context(engine)
 
         yield make

@@ -29,12 +29,12 @@ from typing import Any, Self
 
 import pytest
 
-__all__ = ["DatabaseServer", "MariadbServer", "PostgresServer"]
+__all__ = ["DatabaseServer", "MariadbServer", "PostgresServer", "free_port"]
 
 POSTGRES_BIN_ENV = "SECKILL_TEST_POSTGRES_BIN"
 USER = "seckill"
-READY_SECONDS = 30.0
-STOP_SECONDS = 10.0
+READY_SECONDS = 60.0
+STOP_SECONDS = 60.0
 POLL_SECONDS = 0.02
 
 # Ends the server and removes its folder when we are gone, however we went: then `read` meets the
@@ -59,7 +59,7 @@ class DatabaseServer(ABC):
         self.folder = Path(tempfile.mkdtemp(prefix=f"seckill-{self.name}-", dir="/tmp"))
         self.data_dir = self.folder / "data"
         self.log = self.folder / "server.log"
-        self.port = _free_port()
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         self._watcher: subprocess.Popen[bytes] | None = None
         self._databases = 0
@@ -363,7 +363,7 @@ def _account(names: tuple[str, ...]) -> pwd.struct_passwd:
     pytest.skip(f"root needs one of the users {', '.join(names)} to run a database as")
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port that nobody listens on now, and that the kernel gives nobody by itself: the server
     must find it free again after a restart."""
     while True:

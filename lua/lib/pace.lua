@@ -14,11 +14,21 @@ local AGES = 10
 local PRIOR_TOKENS, PRIOR_USED = 2, 0.1
 local STEP_MS, STEPS_MAX = 200, 256
 
--- The chance that a token of each age is still used before it lapses; [11] is 0.
-local function chances_of(pace)
-  local chances = { [AGES + 1] = 0 }
+-- How much of its age a step has behind it, 0 to 1.
+local function part_of(pace, step, now_ms)
+  return math.max(0, math.min(1, (now_ms - step.at_ms) * AGES / pace.life_ms + 1 - step.age))
+end
+
+-- The chance that a token of each age is still used before it lapses; [11] is 0. Whoever is in the
+-- middle of an age has had only a part of it to come.
+local function chances_of(pace, steps, now_ms)
+  local chances, yet = { [AGES + 1] = 0 }, {}
+  for _, step in ipairs(steps) do
+    yet[step.age] = (yet[step.age] or 0) + step.unused * (1 - part_of(pace, step, now_ms))
+  end
   for age = AGES, 1, -1 do
-    local hazard = (pace.used[age] + PRIOR_TOKENS * PRIOR_USED) / (pace.risk[age] + PRIOR_TOKENS)
+    local risk = math.max(pace.used[age], pace.risk[age] - (yet[age] or 0))
+    local hazard = (pace.used[age] + PRIOR_TOKENS * PRIOR_USED) / (risk + PRIOR_TOKENS)
     chances[age] = 1 - (1 - math.min(hazard, 1)) * (1 - chances[age + 1])
   end
   return chances
@@ -48,10 +58,9 @@ end
 
 -- Live tokens that nobody has used, and the units they will take if it goes on as it went.
 local function outlook(pace, steps, now_ms)
-  local chances, live, users = chances_of(pace), 0, 0
+  local chances, live, users = chances_of(pace, steps, now_ms), 0, 0
   for _, step in ipairs(steps) do
-    local reached = (now_ms - step.at_ms) * AGES / pace.life_ms + 1 - step.age
-    local part = math.max(0, math.min(1, reached))
+    local part = part_of(pace, step, now_ms)
     live = live + step.unused
     users = users + step.unused * (chances[step.age] * (1 - part) + chances[step.age + 1] * part)
   end
@@ -64,23 +73,30 @@ local function pause_ms_of(pace)
 end
 
 -- How many tokens the rate allows by now_ms. At most a second's worth is saved up, or, where lives are
--- so long that steps are further apart than that, what comes together between two steps.
+-- so long that steps are far apart, what comes together until the next but one.
 local function credit_at(pace, now_ms)
   if pace.rate_per_s == 0 then return math.huge end
   local earned = pace.rate_per_s * math.max(0, now_ms - pace.paced_ms) / 1000
-  local saved_max = pace.rate_per_s * math.max(1000, pause_ms_of(pace)) / 1000
+  local saved_max = pace.rate_per_s * math.max(1000, 2 * pause_ms_of(pace)) / 1000
   return math.min(pace.credit + earned, math.max(1, saved_max))
 end
 
--- How many of those who wait are called now. There are never more live unused tokens than
+-- How many live tokens the sale has to reckon with. Each counts by the chance it has left, as against
+-- a new one: those who would have come long since must not keep others from being called. Where nobody
+-- is called for a unit that somebody else may still take, each live token counts.
+local function counted_live(pace, live, expected, a_token)
+  return pace.overbook_max == 1 and live or expected / a_token
+end
+
+-- How many of those who wait are called now. The sale never reckons with more live unused tokens than
 -- overbook_max for each available unit, and somebody is called as soon as nobody else could buy.
 local function call_count(pace, steps, now_ms, available, waiting)
   if available <= 0 or waiting <= 0 then return 0 end
   local live, expected, a_token = outlook(pace, steps, now_ms)
   local count = math.floor((available - expected) / a_token)
   if live == 0 then count = math.max(count, 1) end
-  count = math.min(count, available * pace.overbook_max - live, waiting)
-  return math.max(0, math.min(count, math.floor(credit_at(pace, now_ms))))
+  local room = available * pace.overbook_max - counted_live(pace, live, expected, a_token)
+  return math.max(0, math.floor(math.min(count, room, waiting, credit_at(pace, now_ms))))
 end
 
 -- Opens a step for `count` tokens. Its `from` and `to` are the caller's to note.

@@ -42,7 +42,9 @@ async def _reconcile(
     fix: Annotated[
         bool,
         typer.Option(
-            "--fix", help="Mend in the ledger what is safe to mend. Redis is not written."
+            "--fix",
+            help="Mend in the ledger what its events prove, and put orders back into their queues"
+            " in Redis.",
         ),
     ] = False,
     patience: Annotated[
@@ -60,7 +62,10 @@ async def _reconcile(
     if not 0 <= patience <= PATIENCE_MAX_S:
         limit = f"{PATIENCE_MAX_S:,.0f}"
         raise InvalidInput("--patience", f"{patience:g} is out of range", f"give 0 to {limit}")
+    from seckill.ledger.mark import check_mark
+
     async with open_ledger(ledger) as book:
+        await check_mark(engine, book)
         names = [sale] if sale else await _names(engine, book)
         found = [
             await _one(engine, book, name, fix=fix, patience_s=patience, quiet=out.json)

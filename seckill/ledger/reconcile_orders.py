@@ -123,10 +123,9 @@ class Judge:
         self._later: set[str] = set()
         self._lost: list[tuple[int, int]] = []
         self._all_events = False
-        self.disputed: set[str] = set()
-        """Orders of which an event differs: nobody knows what is right."""
+        # Events that differ, and their orders: nobody knows what is right.
         self.differing: set[int] = set()
-        """Those events."""
+        self.disputed: set[str] = set()
         self.unjudged = 0
         """Orders that the ledger may be about to write, which it could not be waited for."""
 

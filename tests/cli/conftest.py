@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from seckill.embedded import EmbeddedServer
+from tests.cli.nursery import run_forked
 from tests.support import new_sale_id
 
 NO_TRACE = ("Traceback", 'File "')
@@ -39,15 +40,21 @@ def run_seckill(*args: str, cwd: Path, **env: str) -> Ran:
     kept = {name: value for name, value in os.environ.items() if not name.startswith("SECKILL_")}
     if server := os.environ.get("SECKILL_REDIS_SERVER"):
         kept["SECKILL_REDIS_SERVER"] = server
-    done = subprocess.run(
-        [sys.executable, "-P", "-m", "seckill.cli", *args],
-        cwd=cwd,
-        env=kept | {"COLUMNS": "100", "TZ": "Asia/Shanghai"} | env,
-        capture_output=True,
-        text=True,
-        encoding="utf-8",
-        timeout=100,
-    )
+    environ = kept | {"COLUMNS": "100", "TZ": "Asia/Shanghai"} | env
+    # What an interpreter reads at its start can't be changed later; and these two start others.
+    given_early = any(name.startswith(("PYTHON", "LC_", "LANG")) for name in env)
+    if given_early or args[:1] in (("demo",), ("serve",)):
+        done = subprocess.run(
+            [sys.executable, "-P", "-m", "seckill.cli", *args],
+            cwd=cwd,
+            env=environ,
+            capture_output=True,
+            text=True,
+            encoding="utf-8",
+            timeout=100,
+        )
+    else:
+        done = run_forked(*args, cwd=cwd, env=environ, timeout=100)
     assert not any(word in done.stderr + done.stdout for word in NO_TRACE), done.stderr
     return Ran(done.returncode, done.stdout, done.stderr)
 

@@ -118,7 +118,7 @@ def test_demo_ends_cleanly(tmp_path: Path, number: signal.Signals) -> None:
     process.stdout.readline()
     time.sleep(2)
     process.send_signal(number)
-    _, err = process.communicate(timeout=20)
+    _, err = process.communicate(timeout=60)
     assert (process.returncode, err) == (128 + number, "seckill: stopped; nothing was checked\n")
     assert list(tmp_path.glob("seckill-demo-*")) == []
 

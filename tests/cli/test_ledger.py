@@ -155,7 +155,7 @@ def test_until_it_is_told_to_stop(
         assert seckill("sale", "pause", sold, "--reason", "stocktaking").code == 0
         wait(lambda: ledger_seq(seckill, url) == 3)
         process.send_signal(signal.SIGTERM)
-        out, err = process.communicate(timeout=20)
+        out, err = process.communicate(timeout=60)
     finally:
         process.kill()
         process.communicate()

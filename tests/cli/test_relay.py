@@ -94,7 +94,7 @@ def relaying(server: EmbeddedServer, config: Path, cwd: Path) -> Iterator[subpro
     finally:
         if process.poll() is None:
             process.kill()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def until(happened: Callable[[], Any]) -> None:

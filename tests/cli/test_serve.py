@@ -41,7 +41,7 @@ def serving(*args: str, cwd: Path) -> Iterator[tuple[list[str], subprocess.Popen
     finally:
         if process.poll() is None:
             process.terminate()
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
 
 
 def first(pattern: str, said: list[str]) -> str:
@@ -71,11 +71,11 @@ def test_sells_until_sigterm(
                 "Idempotency-Key": "k1",
             },
         )
-        with urllib.request.urlopen(request, timeout=10) as response:  # noqa: S310 - as above
+        with urllib.request.urlopen(request, timeout=60) as response:  # noqa: S310 - as above
             assert response.status == 201
             order = json.load(response)["order"]["id"]
         process.send_signal(signal.SIGTERM)
-        assert process.communicate(timeout=20) == ("", "")
+        assert process.communicate(timeout=60) == ("", "")
         assert process.returncode == 0
     assert seckill("order", "show", sale, order, "--json").data["buyer"] == "buyer-1"
 
@@ -100,7 +100,7 @@ def test_commands_join_a_running_embedded_server(sale_file: SaleFile, tmp_path: 
             " another server runs there: stop it, or choose another path with --unix\n"
         )
         process.send_signal(signal.SIGINT)
-        process.communicate(timeout=20)
+        process.communicate(timeout=60)
         assert process.returncode == 0
     assert not unix.exists()
     with socket.socket(socket.AF_UNIX) as crashed:

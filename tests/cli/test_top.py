@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import os
 import pty
@@ -55,13 +56,16 @@ async def test_frames_and_rates(engine: Engine) -> None:
         pass
     watcher = Watcher(engine.url, sale.id)
     try:
+        began_s = time.monotonic()
         first = (await watcher.look()).sales[0]
         assert (first.orders_per_s, first.events_per_s) == (None, None)
-        began = time.monotonic()
+        seen_s = time.monotonic()
         for number in range(20):
             await engine.reserve(sale.id, f"b{number}", "k", {"a": 1})
+        await asyncio.sleep(0.1)
+        within_s = time.monotonic() - seen_s
         frame = await watcher.look()
-        passed_s = time.monotonic() - began
+        around_s = time.monotonic() - began_s
     finally:
         await watcher.aclose()
     view = frame.sales[0]
@@ -69,7 +73,8 @@ async def test_frames_and_rates(engine: Engine) -> None:
     assert view.snapshot is not None
     assert view.snapshot.stock["a"].held == 20
     assert view.orders_per_s is not None
-    assert 20 / passed_s <= view.orders_per_s * 1.5
+    # The time between the two looks is not known better than this, give or take a millisecond.
+    assert 20 / (around_s + 0.002) <= view.orders_per_s <= 20 / (within_s - 0.002)
     assert view.groups == (GroupLag("mall", 20, 0),)
     assert frame.server.fsync == "no"
     assert frame.server.role == "master"
@@ -250,7 +255,7 @@ class Terminal:
 
     def wait_for(self, text: str, *, after: int = 0) -> None:
         """Until this was written, behind the first ``after`` characters."""
-        give_up_s = time.monotonic() + 20
+        give_up_s = time.monotonic() + 60
         while text not in self.seen[after:]:
             assert time.monotonic() < give_up_s, f"no {text!r} in {self.seen[after:]!r}"
             try:
@@ -259,7 +264,7 @@ class Terminal:
                 time.sleep(0.02)
 
     def end(self) -> int:
-        code = self.process.wait(10)
+        code = self.process.wait(60)
         self.wait_for(SHOW_CURSOR)
         return code
 

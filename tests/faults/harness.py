@@ -40,7 +40,7 @@ SHIM_SOURCE = Path(__file__).with_name("fsync_shim.c")
 ENTRY = struct.Struct("=Qq")
 ENTRIES = 1024
 # How long the load may take to get its first order through after a restart.
-PATIENCE_S = 30.0
+PATIENCE_S = 60.0
 
 
 class FragileServer:

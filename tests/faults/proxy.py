@@ -49,12 +49,12 @@ class Command:
     @property
     def order_ids(self) -> list[str]:
         """The orders of a lane's batch; empty for every other command."""
-        return self.columns[0] if self.columns else []
+        return self.columns[1] if self.columns else []
 
     @property
     def not_after_ms(self) -> list[int]:
         """How long each order of a lane's batch is good for, by the server's clock."""
-        return self.columns[2] if self.columns else []
+        return self.columns[0] if self.columns else []
 
     def raw(self) -> bytes:
         """The command's bytes as the server gets them."""

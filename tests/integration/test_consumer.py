@@ -94,7 +94,7 @@ async def run_once(
     engine: Engine, worker: Worker, sale: Sale, group: str = "mall", **options: Any
 ) -> Tally:
     given: dict[str, Any] = {"sales": (sale.id,), "once": True, "pace": QUICK} | options
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         return await Consumer(engine, group, worker.handle, **given).run()
 
 
@@ -106,11 +106,11 @@ async def running(engine: Engine, worker: Worker, **options: Any) -> AsyncIterat
         yield consumer
     finally:
         consumer.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await task
 
 
-async def until(happened: Callable[[], object], seconds: float = 20) -> None:
+async def until(happened: Callable[[], object], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not happened():  # noqa: ASYNC110 - what happens, happens in another process
             await asyncio.sleep(0.01)
@@ -213,7 +213,7 @@ async def test_a_failure_is_tried_again(
         raise ConnectionError("the database is away")
 
     worker.fail = fail
-    tally = await run_once(engine, worker, sale, timeout_s=0.1)
+    tally = await run_once(engine, worker, sale, timeout_s=0.6)
     count = 2 + 6 * 3
     assert worker.seqs(sale.id) == set(range(1, count + 1))
     assert (tally.delivered, tally.dead, tally.left) == (count, 0, 0)
@@ -276,7 +276,7 @@ async def test_the_active_one_and_its_successor(
     sale = await open_sale({"a": 100})
     await sell(engine, sale, 20)
     other = await make_engine()
-    options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 1_000}
+    options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 6_000}
     async with running(engine, worker, **options) as one, running(other, worker, **options) as two:
         await until(lambda: len(worker.seqs(sale.id)) == 62)
         assert bool(one.deliveries) != bool(two.deliveries)

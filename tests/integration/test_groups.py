@@ -88,7 +88,7 @@ async def test_letters_and_leases(
     sale = (await open_sale()).id
     consumer = Consumer(engine, "mall", refuse, sales=(sale,), pace=Pace(first_s=0.01))
     task = asyncio.create_task(consumer.run())
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not client.hlen(group_keys(sale, "mall").dead):  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     state = await state_of(aclient, sale, "mall")

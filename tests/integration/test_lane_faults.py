@@ -6,6 +6,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from time import monotonic
 
 import pytest
 import pytest_asyncio
@@ -124,7 +125,7 @@ async def test_a_server_that_is_not_itself_is_asked_again(
 
 async def test_a_lane_waits_for_a_server_that_is_away(server: EmbeddedServer, proxy: Proxy) -> None:
     """Connections are refused for a while; then the same batch goes through."""
-    async with Engine(proxy.url) as engine:
+    async with Engine(proxy.url, timeout_ms=30_000) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         proxy.target = "unix:///nowhere"
@@ -134,8 +135,12 @@ async def test_a_lane_waits_for_a_server_that_is_away(server: EmbeddedServer, pr
 
         proxy.judge = cut
         calls = asyncio.ensure_future(buy_all(engine, sale, range(50)))
+        began = monotonic()
+        async with asyncio.timeout(20):
+            while proxy.links < 4:  # noqa: ASYNC110 - nobody tells
+                await asyncio.sleep(0.01)
         await asyncio.sleep(0.3)
-        links = proxy.links
+        links, took_s = proxy.links, monotonic() - began
         assert not calls.done()
         proxy.target = server.url
 
@@ -144,13 +149,13 @@ async def test_a_lane_waits_for_a_server_that_is_away(server: EmbeddedServer, pr
 
         proxy.judge = pass_on
         assert set(statuses(await calls)) == {Status.CREATED}
-        assert 4 <= links < 60, "it tries again soon, and not without a pause"
+        assert links < 200 * took_s, "it tries again soon, and not without a pause"
         assert len(held(server.url, sale)) == 51
 
 
 async def test_the_first_order_of_all_waits_as_well(server: EmbeddedServer, proxy: Proxy) -> None:
     """The lane is opened by its first order, which is no reason to give up sooner."""
-    async with Engine(proxy.url, sweep_ms=0) as engine:
+    async with Engine(proxy.url, sweep_ms=0, timeout_ms=30_000) as engine:
         sale = await open_sale(engine)
         await engine.sale(sale)
         proxy.target = "unix:///nowhere"
@@ -158,6 +163,14 @@ async def test_the_first_order_of_all_waits_as_well(server: EmbeddedServer, prox
         await asyncio.sleep(0.2)
         proxy.target = server.url
         assert statuses(await calls) == [Status.CREATED] * 5
+
+
+async def more(outcomes: list[Outcome], count: int) -> None:
+    """Waits until there are so many more than there are now."""
+    goal = len(outcomes) + count
+    async with asyncio.timeout(30):
+        while len(outcomes) < goal:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0.01)
 
 
 async def test_the_server_is_killed_and_restarted_under_load(tmp_path: Path) -> None:
@@ -180,11 +193,11 @@ async def test_the_server_is_killed_and_restarted_under_load(tmp_path: Path) -> 
 
             shoppers = [asyncio.ensure_future(shop(name)) for name in range(40)]
             for _ in range(3):
-                await asyncio.sleep(0.2)
+                await more(outcomes, 100)
                 server.kill()
                 server.start()
                 proxy.target = server.url
-            await asyncio.sleep(0.2)
+            await more(outcomes, 100)
             stop = True
             async with asyncio.timeout(30):
                 await asyncio.gather(*shoppers)

@@ -59,7 +59,7 @@ async def storm(engine: Engine, sale: str, **items: int) -> AsyncIterator[Lease]
 
     task = asyncio.create_task(ask())
     try:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while sale not in engine._shards or not lease_of(engine, sale).answered:  # noqa: ASYNC110 - no event tells
                 await asyncio.sleep(0.005)
         yield lease_of(engine, sale)
@@ -133,7 +133,7 @@ async def test_a_unit_that_comes_back_is_sold_soon(engine: Engine) -> None:
     assert order is not None
     async with storm(engine, sale):
         await engine.release(sale, order.id)
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(30):
             while (await engine.snapshot(sale)).stock["a"].available:  # noqa: ASYNC110 - the same
                 await asyncio.sleep(0.01)
 
@@ -147,7 +147,7 @@ async def restocked_under_storm(here: Engine, there: Engine, rounds: int) -> int
         assert order is not None
         async with storm(here, sale):
             await there.release(sale, order.id)
-            async with asyncio.timeout(2):
+            async with asyncio.timeout(30):
                 while True:
                     buyer = f"lucky-{number}"
                     got = await there.reserve(sale, buyer, "k", ONE)
@@ -183,14 +183,18 @@ async def test_without_the_promise_of_redis_it_would_be_lost(
     monkeypatch.setattr(scripts, "expand", expand)
     scripts.script.cache_clear()
     try:
-        here, there = await make_engine(), await make_engine(lease_ms=0)
-        assert await restocked_under_storm(here, there, 4) > 0
+        here, there = await make_engine(lease_ms=900), await make_engine(lease_ms=0)
+        # On a busy machine a lease may be over before anybody asks, and then hides nothing.
+        for _ in range(20):
+            if await restocked_under_storm(here, there, 1):
+                return
+        pytest.fail("nothing was lost")
     finally:
         scripts.script.cache_clear()
 
 
 async def test_nobody_is_told_not_open_after_the_opening(engine: Engine) -> None:
-    opens_at = datetime.now(UTC) + timedelta(seconds=0.8)
+    opens_at = datetime.now(UTC) + timedelta(seconds=2)
     sale = await opened(engine, {"a": 100_000}, opens_at=opens_at)
     opens_ms = (await engine.snapshot(sale)).opens_ms
     too_late = early = 0

@@ -71,7 +71,7 @@ def pending(client: redis.Redis, sale: str) -> int:
 
 async def relay_once(engine: Engine, to: Endpoint, sale: Sale, **options: Any) -> Tally:
     relay = Relay(engine, to, sales=(sale.id,), once=True, **({"pace": QUICK} | options))
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         return await relay.run()
 
 
@@ -83,11 +83,11 @@ async def relaying(engine: Engine, to: Endpoint, **options: Any) -> AsyncIterato
         yield relay
     finally:
         relay.stop()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             await task
 
 
-async def until(happened: Any, seconds: float = 20) -> None:
+async def until(happened: Any, seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not happened():  # noqa: ASYNC110 - what happens, happens in another process
             await asyncio.sleep(0.01)
@@ -421,10 +421,10 @@ async def test_a_down_endpoint_is_asked_now_and_then(
         await until(lambda: relay.turns.down)
         await until(lambda: receiver.busy == 0)
         before, since = receiver.attempts.total(), time.monotonic()
-        await asyncio.sleep(1)
+        await until(lambda: receiver.attempts.total() >= before + 6)
         # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most.
         elapsed = time.monotonic() - since
-        assert 1 <= receiver.attempts.total() - before <= elapsed / 0.1 + 4
+        assert receiver.attempts.total() - before <= elapsed / 0.1 + 4
         receiver.behave = lambda body, attempt: "204"
         await until(lambda: len(set(receiver.taken)) >= count)
     assert receiver.unseen() == {}
@@ -495,7 +495,7 @@ async def test_events_come_while_it_runs(
                 await sell(engine, second, 2)
                 for sale in (first, second):
                     await receiver.expect(engine, sale.id)
-                await until(lambda: not receiver.unseen(), 5)
+                await until(lambda: not receiver.unseen())
 
 
 async def test_an_idle_relay_waits(
@@ -510,9 +510,10 @@ async def test_an_idle_relay_waits(
     async with relaying(engine, endpoint(receiver), sales=(sale.id,)):
         await until(lambda: len(receiver.taken) == 2)
         await asyncio.sleep(0.1)
-        before = reads()
+        before, since = reads(), time.monotonic()
         await asyncio.sleep(0.5)
-        assert reads() - before <= 1
+        # Each read waits for a second.
+        assert reads() - before <= 1 + (time.monotonic() - since)
 
 
 async def test_named_sales_only(engine: Engine, open_sale: MakeSale, receiver: Receiver) -> None:
@@ -617,7 +618,7 @@ async def test_only_one_relay_is_active(
     count = await receiver.expect(engine, sale.id)
     other = await make_engine()
     to = endpoint(receiver)
-    options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 1_000}
+    options: dict[str, Any] = {"sales": (sale.id,), "lease_ms": 6_000}
     async with relaying(engine, to, **options) as first, relaying(other, to, **options) as second:
         await until(lambda: len(set(receiver.taken)) >= count)
         assert bool(first.deliveries) != bool(second.deliveries)
@@ -646,11 +647,11 @@ async def test_a_relay_that_was_stopped_gives_way(
         await until(lambda: len(receiver.taken) > 20)
         child.send_signal(signal.SIGSTOP)
         receiver.behave = lambda body, attempt: "204"
-        async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=2_000) as relay:
+        async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=6_000) as relay:
             await until(lambda: relay.deliveries)
             child.send_signal(signal.SIGCONT)
             # What the stopped one had sent in vain waits for its turn.
-            await until(lambda: not receiver.unseen(), 30)
+            await until(lambda: not receiver.unseen())
             await asyncio.sleep(0.5)
             assert list(relay.deliveries) == [sale.id]
     assert receiver.unseen() == {}
@@ -831,7 +832,7 @@ async def test_retries_that_hang_leave_most_places_to_new_ones() -> None:
     await asyncio.sleep(0)
     for _ in range(8):
         turns.give("new", new=True)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         await asyncio.gather(*streams)
     for task in hanging:
         task.cancel()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, RedisUnavailable, SeckillError, UnsuitableServer
 from seckill.status import Status
+from tests.databases import free_port
 from tests.support import make_sale
 
 # -- the wrong server ---------------------------------------------------------------------------
@@ -98,9 +98,7 @@ async def test_the_server_that_suits(start: Callable[..., EmbeddedServer]) -> No
 
 
 async def test_a_replica(start: Callable[..., EmbeddedServer]) -> None:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     master = start(port=str(port), bind="127.0.0.1")
     replica = start(replicaof=f"127.0.0.1 {port}")
     await refused(replica.url, rf"is a slave; connect to the master \(127\.0\.0\.1:{port}\)")
@@ -190,12 +188,6 @@ async def test_a_server_that_wants_a_password(start: Callable[..., EmbeddedServe
 
 
 # -- no server ----------------------------------------------------------------------------------
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 async def test_nobody_there(tmp_path: Path) -> None:

@@ -93,7 +93,7 @@ async def test_a_group_that_comes_later_is_told(
 
     for once in (True, False):
         with pytest.raises(EventsTrimmed):
-            async with asyncio.timeout(10):
+            async with asyncio.timeout(60):
                 await Consumer(engine, "late", handle, sales=(sale.id,), once=once).run()
     assert client.xinfo_groups(stream_key(sale.id)) == []  # It holds nothing back.
     assert await collect(engine, sale.id, "late", after_trim=True) == [3]

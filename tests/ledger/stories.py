@@ -238,7 +238,7 @@ async def running(engine: Engine, ledger: Ledger, **options: Any) -> AsyncIterat
             await task
 
 
-async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 30) -> None:
+async def until(condition: Callable[[], bool | Awaitable[bool]], seconds: float = 60) -> None:
     """Waits for it, and fails the test when it does not come."""
     async with asyncio.timeout(seconds):
         while True:

@@ -13,7 +13,6 @@ import os
 import re
 import shlex
 import shutil
-import socket
 import sqlite3
 import subprocess
 import sys
@@ -26,6 +25,7 @@ import pytest
 from seckill.embedded import EmbeddedServer
 from seckill.ledger.drift import KINDS, DriftKind
 from seckill.ledger.tables import METADATA
+from tests.databases import free_port
 from tests.ledger.scenes import SCENES, Stage
 from tests.unit.test_docs import (
     REDIS_URL,
@@ -84,7 +84,7 @@ class Shell:
     def close(self) -> None:
         """Ends it, and what it has started."""
         try:
-            self._bash.communicate("kill $(jobs -p) 2>/dev/null; wait\n", timeout=20)
+            self._bash.communicate("kill $(jobs -p) 2>/dev/null; wait\n", timeout=60)
         except subprocess.TimeoutExpired:
             self._bash.kill()
             raise
@@ -213,9 +213,7 @@ def test_the_drill(tmp_path: Path) -> None:
         pytest.skip("there is no bash or no curl here")
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
     begins = text_of("recovery").partition(DRILL)[0].count("\n")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     blocks = [block for block in blocks_of("recovery") if block.line > begins]
     assert any("flushall" in block.text for block in blocks)
     with shell(tmp_path, SECKILL_SERVER__PORT=str(port)) as terminal:
@@ -226,7 +224,7 @@ def test_the_drill(tmp_path: Path) -> None:
                 at = f"docs/recovery.md:{block.line}: $ {command}"
                 command = command.replace("127.0.0.1:8000", f"127.0.0.1:{port}")
                 _, printed = terminal.run(command)
-                for _ in range(5):
+                for _ in range(20):
                     if not command.startswith("sleep ") or is_printed(expected, printed):
                         break
                     _, printed = terminal.run(command)  # On a machine that is busy.

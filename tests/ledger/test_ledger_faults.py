@@ -122,7 +122,7 @@ async def program(code: str, *arguments: str) -> AsyncIterator[asyncio.subproces
     )
     try:
         yield process
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             _, stderr = await process.communicate(b"")
         assert process.returncode == 0, stderr.decode()
         assert b"Traceback" not in stderr, stderr.decode()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
+from seckill.keys import LEDGER_MARK
 from seckill.ledger import Ledger, fence
 from seckill.ledger.rebuild import rebuild
 from seckill.ledger.run import LedgerRunner
@@ -73,6 +74,7 @@ async def test_any_story_comes_back_and_can_be_proved(
         Engine(server.url, durability="memory", sweep_ms=0, lease_ms=0) as engine,
     ):
         with redis.Redis.from_url(server.url) as client:
+            client.delete(LEDGER_MARK)  # Each story has a ledger of its own.
             sale, before, done = await lost_and_rebuilt(engine, ledger, client, steps)
             assert picture(client, sale) == before
         state = (await engine.snapshot(sale)).state

@@ -53,7 +53,7 @@ async def sell(engine: Engine, sale: Sale, count: int, first: int = 0) -> None:
     """Orders for new buyers, of whom one in ten pays. What a restart left open is asked again."""
     wishes = [Wish(f"b{n}", "k", {"a": 1}, "room=1") for n in range(first, first + count)]
     outcomes: list[Any] = []
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(60):
         while not outcomes or not all(isinstance(outcome, Outcome) for outcome in outcomes):
             outcomes = await engine.reserve_many(sale.id, wishes)
     for outcome in outcomes[::10]:
@@ -154,7 +154,7 @@ async def test_stop_in_the_middle_leaves_nothing_pending(
     wishes = [Wish(f"b{n}", "k", {"a": 1}) for n in range(18_000)]
     await engine.reserve_many(sale.id, wishes)
     async with running(engine, ledger) as runner:
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while not runner.written.batches:  # noqa: ASYNC110 - in the midst of the work
                 await asyncio.sleep(0)
     events, _ = await ledger.counts(sale.id)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import msgspec
 import redis
 
-from seckill.keys import shard_keys
+from seckill.keys import queue_keys, shard_keys
 from seckill.scripts import FORMAT, script
 from seckill.status import Status
 from tests.support import Dump, dump, new_sale_id, rewind
@@ -26,7 +26,8 @@ DEFINITION_ID = "0123456789abcdef"
 
 
 class Wish(NamedTuple):
-    """One line of a reserve batch. ``cart`` as in lua/lib/units.lua."""
+    """One line of a reserve batch. ``cart`` as in lua/lib/units.lua. ``turn``, in a sale with a
+    queue: the step that called the buyer, the ms at which the token lapses, the ticket's number."""
 
     id: str
     buyer: str = "ann"
@@ -34,6 +35,7 @@ class Wish(NamedTuple):
     attrs: str = ""
     print6: str = "------"
     not_after: int = NEVER_MS
+    turn: tuple[int, int, int] | None = None
 
 
 class Reply(NamedTuple):
@@ -82,12 +84,19 @@ class Core:
         self.client = client
         self.sale = sale or new_sale_id()
         self.keys = shard_keys(self.sale)
+        self.queue_keys = queue_keys(self.sale)
         self.format = FORMAT
         self.definition_id = DEFINITION_ID
 
     def run(self, verb: str, *args: Any) -> Any:
-        source = script(verb).source
-        return self.client.eval(source, len(self.keys), *self.keys, self.format, *args)
+        return self._eval(verb, self.keys, *args)
+
+    def run_with_queue(self, verb: str, *args: Any) -> Any:
+        """The same for a script that knows the queue's keys as well."""
+        return self._eval(verb, (*self.keys, *self.queue_keys), *args)
+
+    def _eval(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
+        return self.client.eval(script(verb).source, len(keys), *keys, self.format, *args)
 
     # -- the sale -----------------------------------------------------------------------------
 
@@ -143,7 +152,12 @@ class Core:
             [wish.print6 for wish in wishes],
             [wish.attrs for wish in wishes],
         ]
-        return self.run("reserve", self.definition_id, msgspec.msgpack.encode(columns))  # type: ignore[no-any-return]
+        run, turns = self.run, [wish.turn for wish in wishes if wish.turn is not None]
+        if turns:
+            # All orders of a sale with a queue have a turn, or none has.
+            columns += [list(column) for column in zip(*turns, strict=True)]
+            run = self.run_with_queue
+        return run("reserve", self.definition_id, msgspec.msgpack.encode(columns))  # type: ignore[no-any-return]
 
     def reserve(self, *wishes: Wish) -> list[Status | str]:
         """A status for each order, or the record of one that exists."""

@@ -12,10 +12,9 @@ from typing import Any, NamedTuple
 import msgspec
 import redis
 
-from seckill.keys import QUEUE_NAMES, queue_keys
-from seckill.scripts import FORMAT, script
+from seckill.keys import QUEUE_NAMES
 from seckill.status import Status
-from tests.lua.core import DEFINITION_ID, NEVER_MS, Core
+from tests.lua.core import NEVER_MS, Core, Wish
 from tests.support import Dump, _dump_key
 
 LIFE_MS = 100_000
@@ -72,12 +71,10 @@ class QueueCore(Core):
 
     def __init__(self, client: redis.Redis, sale: str = "") -> None:
         super().__init__(client, sale)
-        self.all_keys = (*self.keys, *queue_keys(self.sale))
         self.now_ms = 0
 
     def run(self, verb: str, *args: Any) -> Any:
-        keys = self.all_keys if verb in QUEUE_VERBS else self.keys
-        return self.client.eval(script(verb).source, len(keys), *keys, self.format, *args)
+        return self.run_with_queue(verb, *args) if verb in QUEUE_VERBS else super().run(verb, *args)
 
     def begin_queue(
         self,
@@ -101,9 +98,7 @@ class QueueCore(Core):
         self.set_header(last_ms=self.now_ms)
         assert self.open() is Status.DONE
         draw_ms = "" if mode == "queue" else self.now_ms + draw_in_ms
-        status = self.open_queue(
-            mode, self.now_ms + joins_in_ms, draw_ms, life_ms, rate, overbook
-        )
+        status = self.open_queue(mode, self.now_ms + joins_in_ms, draw_ms, life_ms, rate, overbook)
         assert status is Status.CREATED
         return self
 
@@ -158,7 +153,7 @@ class QueueCore(Core):
     def put_ranks(self, ranks: Sequence[int]) -> None:
         """What Python writes before it calls draw: the rank of each number."""
         raw = b"".join(rank.to_bytes(4, "little") for rank in ranks)
-        self.client.set(self.all_keys[11], raw)
+        self.client.set(self.queue_keys[4], raw)
 
     def rank(self, order: Sequence[int], closed: int) -> None:
         """List and draw: ``order`` is the numbers as they will be called, of ``closed`` given."""
@@ -171,44 +166,33 @@ class QueueCore(Core):
 
     # -- orders -------------------------------------------------------------------------------
 
-    def buy_raw(self, *lines: tuple[str, str, int, int], cart: str = "0") -> list[Any]:
-        """``lines``: order id, buyer, step, until ms."""
-        count = len(lines)
-        columns = [
-            [NEVER_MS] * count,
-            [line[0] for line in lines],
-            [line[1] for line in lines],
-            [cart] * count,
-            ["------"] * count,
-            [""] * count,
-            [line[2] for line in lines],
-            [line[3] for line in lines],
-        ]
-        packed = msgspec.msgpack.encode(columns)
-        return self.run("reserve", self.definition_id, packed)[2]  # type: ignore[no-any-return]
+    def turn(self, buyer: str, step: Step) -> tuple[int, int, int]:
+        """What the token says that this step gave the buyer; the ticket is the one there is now."""
+        text = self.client.hget(self.queue_keys[1], buyer) or b"-1"
+        number = int(text.decode().partition(":")[0])  # type: ignore[union-attr]
+        return step.number, step.at_ms + int(self.queue_field("life_ms")), number
 
     def buy(self, buyer: str, step: Step, *, order: str = "", cart: str = "0") -> Status | str:
         """An order with a token of this step: its answer, or the record of one that exists."""
-        until_ms = step.at_ms + int(self.queue_field("life_ms"))
-        (answer,) = self.buy_raw((order or f"o-{buyer}", buyer, step.number, until_ms), cart=cart)
-        return answer.decode() if isinstance(answer, bytes) else Status(answer)
+        wish = Wish(order or f"o-{buyer}", buyer, cart, turn=self.turn(buyer, step))
+        return self.reserve(wish)[0]
 
     # -- what Redis holds ---------------------------------------------------------------------
 
     def queue_field(self, field: str) -> str:
-        value = self.client.hget(self.all_keys[7], field)
+        value = self.client.hget(self.queue_keys[0], field)
         assert value is not None, field
         return value.decode()  # type: ignore[union-attr]
 
     def step_text(self, field: str | int) -> str | None:
-        value = self.client.hget(self.all_keys[9], str(field))
+        value = self.client.hget(self.queue_keys[2], str(field))
         return None if value is None else value.decode()  # type: ignore[union-attr]
 
     def left(self) -> list[int]:
-        return [int(member) for member in self.client.zrange(self.all_keys[10], 0, -1)]  # type: ignore[union-attr]
+        return [int(member) for member in self.client.zrange(self.queue_keys[3], 0, -1)]  # type: ignore[union-attr]
 
     def dump(self) -> Dump:
-        more = zip(QUEUE_NAMES, self.all_keys[7:], strict=True)
+        more = zip(QUEUE_NAMES, self.queue_keys, strict=True)
         return super().dump() | {name: self._dump_of(key) for name, key in more}
 
     def _dump_of(self, key: str) -> Any:
@@ -224,10 +208,10 @@ class QueueCore(Core):
         assert self.client.hincrby(self.keys[0], "last_ms", ms) == self.now_ms
 
     def rewind(self, ms: int) -> None:
-        """The sale on the server's own clock, and all of it ``ms`` ago: see tests.support.rewind."""
+        """The sale on the server's own clock, and all of it ``ms`` ago, see tests.support."""
         back_ms = self.now_ms - self.server_ms() + ms
         super().rewind(back_ms)
-        queue, steps = self.all_keys[7], self.all_keys[9]
+        queue, steps = self.queue_keys[0], self.queue_keys[2]
         for field in ("joins_ms", "draw_ms", "paced_ms"):
             if self.client.hget(queue, field):
                 self.client.hincrby(queue, field, -back_ms)
@@ -238,17 +222,3 @@ class QueueCore(Core):
                     steps, name, ":".join([start, stop, str(int(at_ms) - back_ms), *rest])
                 )
         self.now_ms -= back_ms
-
-
-__all__ = [
-    "AHEAD_MS",
-    "DEFINITION_ID",
-    "FORMAT",
-    "LIFE_MS",
-    "NO_RANK",
-    "PAUSE_MS",
-    "Look",
-    "QueueCore",
-    "Step",
-    "Ticket",
-]

@@ -71,6 +71,15 @@ def test_an_overdue_order_gives_its_units_back(core: Core, is_paying: bool) -> N
     assert core.dump() == before
 
 
+def test_an_order_that_stands_twice_in_its_queue_lapses_once(core: Core) -> None:
+    core.begin().hold()
+    core.client.rpush(core.keys[4], "o1")
+    core.rewind(HOLD_MS)
+    assert core.expire().expired == 1
+    assert core.stock(0) == (10, 0, 0, 10)
+    assert core.queue("holds") == []
+
+
 def test_the_deadline_is_the_first_millisecond_that_is_too_late(core: Core) -> None:
     core.begin().hold()
     due_ms = deadline_ms(core, "o1")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import msgspec
 import pytest
 
 from seckill.scripts import NAMES
@@ -145,14 +146,37 @@ def test_every_verb_is_refused_and_changes_nothing(sale: Core, gone: bool) -> No
     assert sale.add_stock(0, 1)[0] is Status.FENCED
     assert sale.run("lease", DEFINITION_ID, 200)[0] == Status.FENCED
     assert sale.run("trim", 0, "", 100)[0] == Status.FENCED
+    assert sale.run("requeue", msgspec.msgpack.encode([held]))[0] == Status.FENCED
     assert sale.dump() == before
+
+
+QUEUE_VERBS = {
+    "queue": ("queue", 0, "", 1_000, 0, 1, "seed", "commitment", "secret", "keys"),
+    "join": (msgspec.msgpack.encode([[2**52], ["ann"], [1]]),),
+    "leave": ("ann",),
+    "admit": (0,),
+    "list": ("digest", 1),
+    "name_value": ("value",),
+    "draw": ("digest", "", 1),
+}
+
+
+@pytest.mark.parametrize("verb", QUEUE_VERBS)
+def test_every_verb_of_the_queue_is_refused_and_changes_nothing(sale: Core, verb: str) -> None:
+    assert sale.run_with_queue("queue", DEFINITION_ID, *QUEUE_VERBS["queue"])[0] == Status.CREATED
+    fence(sale, seq=99)
+    before = sale.dump(), sale.client.hgetall(sale.queue_keys[0])
+    reply = sale.run_with_queue(verb, DEFINITION_ID, *QUEUE_VERBS[verb])
+    assert reply[2] == [-Status.FENCED] if verb == "join" else reply[0] == Status.FENCED
+    assert (sale.dump(), sale.client.hgetall(sale.queue_keys[0])) == before
+    assert sale.client.exists(*sale.queue_keys) == 1
 
 
 def test_every_verb_was_tried() -> None:
     others = {name for name in NAMES if name.startswith("rebuild")} | {"create", "fence", "inspect"}
     # A tick hands on what had happened before; tests/integration/test_relay.py has its lease.
     tried = {"reserve", "begin_payment", "confirm", "release", "refund", "expire", "open", "pause"}
-    tried |= {"resume", "close", "add_stock", "lease", "trim"}
+    tried |= {"resume", "close", "add_stock", "lease", "trim", "requeue", *QUEUE_VERBS}
     assert set(NAMES) - others - {"tick"} == tried
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from seckill.status import Status
-from tests.lua.core import HOLD_MS, Core, Wish, header_answers
+from tests.lua.core import HOLD_MS, NEVER_MS, Core, Wish, header_answers
 from tests.lua.test_fence import fenced
 
 
@@ -63,6 +63,10 @@ def only(core: Core, wish: Wish | None = None) -> Status:
     return answer
 
 
+NO_TOKEN = Wish("o1", turn=(0, 0, 0))
+LAPSED = Wish("o1", turn=(1, 1, 0))
+NO_TICKET = Wish("o1", turn=(1, NEVER_MS, 0))
+
 SCENARIOS = {
     Status.EXISTS: exists,
     Status.CONFLICT: conflict,
@@ -74,6 +78,9 @@ SCENARIOS = {
     Status.PAUSED: paused,
     Status.NOT_OPEN: not_open,
     Status.ENDED: ended,
+    Status.TOKEN_NEEDED: lambda core: only(core.begin(), NO_TOKEN),
+    Status.TOKEN_EXPIRED: lambda core: only(core.begin(), LAPSED),
+    Status.UNKNOWN_TICKET: lambda core: only(core.begin(), NO_TICKET),
     Status.NOT_ALLOWED: not_allowed,
     Status.TOO_LATE: lambda core: only(core.begin(), Wish("o1", not_after=0)),
     Status.ORDER_LIMIT: lambda core: only(core.begin(limit_per_order=1), Wish("o1", cart="0:2")),
@@ -166,6 +173,9 @@ def test_whatever_is_not_created_writes_nothing(core: Core, status: Status) -> N
         Status.CONFLICT: Wish("o1", cart="1"),
         Status.UNKNOWN_SKU: Wish("o1", cart="2"),
         Status.TOO_LATE: Wish("o1", not_after=0),
+        Status.TOKEN_NEEDED: NO_TOKEN,
+        Status.TOKEN_EXPIRED: LAPSED,
+        Status.UNKNOWN_TICKET: NO_TICKET,
     }
     two = Wish("o1", cart="0:2")
     limits = {Status.ORDER_LIMIT, Status.SKU_LIMIT, Status.BUYER_LIMIT, Status.INSUFFICIENT}

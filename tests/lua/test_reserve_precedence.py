@@ -25,6 +25,9 @@ PRECEDENCE = (
     Status.PAUSED,
     Status.NOT_OPEN,
     Status.ENDED,
+    Status.TOKEN_NEEDED,
+    Status.TOKEN_EXPIRED,
+    Status.UNKNOWN_TICKET,
     Status.NOT_ALLOWED,
     Status.TOO_LATE,
     Status.ORDER_LIMIT,
@@ -64,6 +67,9 @@ CONDITIONS = {
     Status.PAUSED: Condition(header={"state": "paused"}),
     Status.NOT_OPEN: Condition(header={"opens_ms": FOREVER}),
     Status.ENDED: Condition(header={"ends_ms": 1}),
+    Status.TOKEN_NEEDED: Condition(wish={"turn": (0, 0, 0)}),
+    Status.TOKEN_EXPIRED: Condition(wish={"turn": (1, 1, 7)}),
+    Status.UNKNOWN_TICKET: Condition(wish={"turn": (1, FOREVER, 7)}),
     Status.NOT_ALLOWED: Condition(
         header={"max_lapsed": 3}, keys=lambda core: core.client.hset(core.keys[2], "ann", "0!3")
     ),

@@ -60,5 +60,4 @@ def answers_to_tokens() -> set[object]:
 @pytest.mark.parametrize("status", Status, ids=lambda status: status.name)
 def test_every_status_is_some_scripts_answer_or_that_to_a_token(status: Status) -> None:
     found = any(status in header_answers(verb) for verb in NAMES)
-    # Whether a token is good until a moment is for the server's clock to say, so for a script.
-    assert found != (status in answers_to_tokens())
+    assert found or status in answers_to_tokens()

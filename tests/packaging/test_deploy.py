@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tomllib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from hashlib import sha256
 from io import BytesIO
 from pathlib import Path
@@ -34,6 +34,7 @@ from seckill.sale import Sale
 from seckill.server.load import load
 from seckill.server.openapi import every_kind
 from seckill.verify import verify
+from tests.databases import free_port
 from tests.support import make_sale
 from tests.web.processes import workers_of
 
@@ -139,11 +140,10 @@ class Nginx:
 
     def __init__(self, folder: Path, sockets: list[Path]) -> None:
         self.folder = folder
-        with ExitStack() as stack:
-            free = [stack.enter_context(socket.socket()) for _ in range(4)]
-            for one in free:
-                one.bind(("127.0.0.1", 0))
-            self.port, self.backend, *self.metrics = (one.getsockname()[1] for one in free)
+        ports: set[int] = set()
+        while len(ports) < 4:
+            ports.add(free_port())
+        self.port, self.backend, *self.metrics = ports
         needs("openssl")
         pem, key = folder / "cert.pem", folder / "cert.key"
         names = "/CN=mall.example.com"
@@ -256,14 +256,14 @@ class Intake:
                 stdout=asyncio.subprocess.DEVNULL,
                 env=clean | env | {"NOTIFY_SOCKET": str(notify)},
             )
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 said = await asyncio.get_running_loop().sock_recv(systemd, 1000)
         assert said.startswith(b"READY=1")
 
     async def stop(self) -> None:
         if self.process is not None and self.process.returncode is None:
             self.process.send_signal(signal.SIGTERM)
-            async with asyncio.timeout(20):
+            async with asyncio.timeout(60):
                 assert await self.process.wait() == 0
 
 
@@ -312,7 +312,7 @@ async def mall(folder: Path, **env: str) -> AsyncIterator[Mall]:
         connector = aiohttp.TCPConnector(ssl=trust)
         session = await stack.enter_async_context(aiohttp.ClientSession(connector=connector))
         there = Mall(session, intakes, nginx)
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while True:
                 try:
                     async with session.get(f"{there.base}/v1/time") as response:

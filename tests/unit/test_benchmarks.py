@@ -19,7 +19,7 @@ MARKDOWN_COLUMNS = 8
 
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "benchmarks", *arguments]
-    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
 
 
 # The long ones show on one server that they run, whichever the machine has.
@@ -28,6 +28,7 @@ ONE_SERVER = ("--server", find_servers()[0].name)
 
 # How many figures with a target each benchmark gives for one server.
 @pytest.mark.slow
+@pytest.mark.timeout(320)
 @pytest.mark.parametrize(
     ("name", "targets", "options"),
     [

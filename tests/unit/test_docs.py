@@ -192,7 +192,7 @@ class Reader:
 
     def run_shell(self, command: str) -> tuple[int, str]:
         script = self.as_here("\n".join([*self.assignments, command]))
-        done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, timeout=30, check=False)
+        done = subprocess.run(["sh", "-c", script], stdout=subprocess.PIPE, timeout=90, check=False)
         return done.returncode, done.stdout.decode()
 
     def serve(self, command: str) -> str:
@@ -218,7 +218,7 @@ class Reader:
     def leave(self) -> None:
         if self.intake is not None:
             self.intake.terminate()
-            self.intake.communicate(timeout=20)
+            self.intake.communicate(timeout=60)
             assert self.intake.returncode == 0
 
     def as_here(self, text: str) -> str:

@@ -125,7 +125,8 @@ async def serving(app: web.Application) -> AsyncIterator[str]:
 @asynccontextmanager
 async def intake_on(url: str, **options: Any) -> AsyncIterator[Intake]:
     """An intake over a Redis that is there already."""
-    engine = Engine(url, **({"durability": "memory", "sweep_ms": 0} | options))
+    usual = {"durability": "memory", "sweep_ms": 0, "timeout_ms": 30_000}
+    engine = Engine(url, **(usual | options))
     async with (
         engine,
         serving(create_app(engine, identify=trusting)) as base,

@@ -25,6 +25,7 @@ __all__ = [
     "process_on",
     "serve",
     "until",
+    "until_refused",
     "workers_of",
 ]
 
@@ -58,8 +59,8 @@ from seckill import Engine
 from seckill.server import run
 from seckill.server.settings import Server, Settings
 from tests.web.intake import trusting
-engine = Engine(sys.argv[1], durability="memory")
-settings = Settings(server=Server(drain_s=float(sys.argv[2])))
+engine = Engine(sys.argv[1], durability="memory", timeout_ms=60_000)
+settings = Settings(server=Server(drain_s=float(sys.argv[2]), read_timeout_s=300))
 run(
     engine, port=0, path=sys.argv[3] or None, settings=settings, identify=trusting,
     on_ready=lambda address: print(address, flush=True),
@@ -69,9 +70,10 @@ run(
 
 @asynccontextmanager
 async def process_on(
-    url: str, *, drain_s: float = 8.0, path: Path | None = None
+    url: str, *, drain_s: float = 60.0, path: Path | None = None
 ) -> AsyncIterator[Process]:
-    """A process that calls ``run`` and takes everybody for the mall's backend."""
+    """A process that calls ``run`` and takes everybody for the mall's backend. It waits long for
+    Redis and for clients, so that no test depends on how quick the machine is."""
     arguments = ("-c", _PROGRAM, url, str(drain_s), str(path or ""))
     async with _child(*arguments) as child:
         assert child.stdout is not None
@@ -139,6 +141,21 @@ def connections_of(pid: int, port: int) -> int:
     return sum(str(link.readlink()) in established for link in links)
 
 
+async def until_refused(base: str) -> None:
+    """Until nobody listens there any more: the signal that was sent has come."""
+    port = int(base.rpartition(":")[2])
+    async with asyncio.timeout(60):
+        while True:
+            try:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+            except ConnectionRefusedError:
+                return
+            except ConnectionResetError:
+                continue
+            writer.close()
+            await asyncio.sleep(0.02)
+
+
 def is_alive(pid: int) -> bool:
     """Whether there is such a process; one that only waits to be reaped is not."""
     try:
@@ -147,7 +164,7 @@ def is_alive(pid: int) -> bool:
         return False
 
 
-async def until(condition: Callable[[], bool], seconds: float = 20) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60) -> None:
     """Waits for it, and fails the test when it does not come."""
     async with asyncio.timeout(seconds):
         while not condition():  # noqa: ASYNC110 - another process makes it true

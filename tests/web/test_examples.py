@@ -98,7 +98,7 @@ class Process:
 
     async def port(self) -> str:
         assert self.child.stdout is not None
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not (found := PORT.search(self.said)):
                 line = await self.child.stdout.readline()
                 assert line, f"it ended:\n{self.said}"
@@ -107,7 +107,7 @@ class Process:
 
     async def end(self) -> None:
         self.child.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             rest, _ = await self.child.communicate()
         self.said += rest.decode()
 
@@ -183,7 +183,7 @@ class Buyer:
 
     async def sees(self, at: int, order: str, state: str) -> None:
         """The mall's own table has it, in a moment: its worker reads the events."""
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while (seen := await self.ask(at, "GET", f"/orders/{order}")) != (
                 200,
                 {"state": state},

@@ -74,7 +74,7 @@ class Target:
         """Blocks that Python holds after a collection, and the resident kilobytes."""
         assert self.child.stdout is not None
         self.child.send_signal(signal.SIGUSR1)
-        blocks, kb = (await asyncio.wait_for(self.child.stdout.readline(), 20)).split()
+        blocks, kb = (await asyncio.wait_for(self.child.stdout.readline(), 60)).split()
         return int(blocks), int(kb)
 
 
@@ -88,7 +88,7 @@ async def target_on(url: str) -> AsyncIterator[Target]:
     )
     try:
         assert child.stdout is not None
-        base = (await asyncio.wait_for(child.stdout.readline(), 30)).decode().strip()
+        base = (await asyncio.wait_for(child.stdout.readline(), 60)).decode().strip()
         yield Target(child, base)
         child.kill()
         _, stderr = await child.communicate()
@@ -167,7 +167,7 @@ async def flood(target: Target) -> Counter[int]:
     """Sends all of them, and counts what they are answered."""
     seen: Counter[int] = Counter()
     numbers = iter(range(REQUESTS))
-    limits = aiohttp.ClientTimeout(total=20)
+    limits = aiohttp.ClientTimeout(total=60)
 
     async def client(session: aiohttp.ClientSession) -> None:
         for number in numbers:

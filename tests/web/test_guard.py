@@ -49,7 +49,7 @@ class Stuck:
         monkeypatch.setattr(Engine, "order", order)
 
     async def reached(self, number: int) -> None:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             while self.asked < number:  # noqa: ASYNC110 - counted by requests
                 await asyncio.sleep(0.005)
 
@@ -64,7 +64,8 @@ async def test_one_request_too_many_is_told_at_once(
     async with intake_with(redis_server.url, server={"max_in_flight": 3}) as intake:
         waiting = [asyncio.create_task(intake.get(ORDER)) for _ in range(3)]
         await stuck.reached(3)
-        async with asyncio.timeout(1):
+        # These are told while the three still wait.
+        async with asyncio.timeout(30):
             answer = await intake.get("/v1/time")
             assert answer.is_problem(503, "busy")
             # Whoever watches over the process is answered, or it would be ended under load.
@@ -77,7 +78,7 @@ async def test_one_request_too_many_is_told_at_once(
 
 
 async def test_a_buyer_who_asks_too_often(redis_server: EmbeddedServer) -> None:
-    limits = {"buyer_per_s": 0.5, "buyer_burst": 3}
+    limits = {"buyer_per_s": 0.01, "buyer_burst": 3}
     async with intake_with(redis_server.url, limits=limits, identify=buyer_by_header) as intake:
         sale = await intake.open_sale()
         path = f"/v1/sales/{sale.id}/orders/00a1b2c3d4e5f60718293a4b"
@@ -89,7 +90,7 @@ async def test_a_buyer_who_asks_too_often(redis_server: EmbeddedServer) -> None:
         assert codes == ["unknown_order"] * 3 + ["rate_limited"]
         refused = await ask("ann")
         assert refused.is_problem(429, "rate_limited")
-        assert refused.headers["Retry-After"] == "2"
+        assert 70 <= int(refused.headers["Retry-After"]) <= 100
         assert (await ask("bob")).code == "unknown_order"
 
 
@@ -102,7 +103,7 @@ async def test_the_mall_is_not_limited(redis_server: EmbeddedServer) -> None:
 
 
 async def test_an_address_that_asks_too_often(redis_server: EmbeddedServer) -> None:
-    limits = {"address_per_s": 0.1, "address_burst": 2}
+    limits = {"address_per_s": 0.01, "address_burst": 2}
     server = {"trusted_proxies": ["127.0.0.1"]}
     async with intake_with(redis_server.url, limits=limits, server=server) as intake:
 
@@ -116,7 +117,7 @@ async def test_an_address_that_asks_too_often(redis_server: EmbeddedServer) -> N
 
 
 async def test_an_ipv6_client_is_its_network(redis_server: EmbeddedServer) -> None:
-    limits = {"address_per_s": 0.1, "address_burst": 2}
+    limits = {"address_per_s": 0.01, "address_burst": 2}
     server = {"trusted_proxies": ["127.0.0.1"]}
     async with intake_with(redis_server.url, limits=limits, server=server) as intake:
 
@@ -139,7 +140,7 @@ async def test_a_body_that_never_ends(redis_server: EmbeddedServer) -> None:
             "Idempotency-Key: k\r\nContent-Type: application/json\r\n"
             "Content-Length: 50\r\n\r\n{".encode()
         )
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             answer = await reader.readuntil(b"\r\n\r\n")
         writer.close()
         assert answer.startswith(b"HTTP/1.1 408 ")

@@ -198,7 +198,7 @@ async def raw(intake: Intake, request: bytes, *, half: bool = False) -> bytes:
         writer.write(request)
         if half:
             writer.write_eof()
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             return await reader.read(65_536)
     finally:
         writer.close()

@@ -109,7 +109,7 @@ class Client:
         self.writer.write(raw.encode() if isinstance(raw, str) else raw)
 
     async def answer(self) -> Answer:
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             if head.startswith("HTTP/1.1 100"):
                 head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
@@ -123,7 +123,7 @@ class Client:
 
     async def ended(self) -> None:
         """Waits for the end, before which nothing more is said."""
-        async with asyncio.timeout(5):
+        async with asyncio.timeout(30):
             assert await self.reader.read(-1) == b""
 
 
@@ -186,7 +186,7 @@ class Site:
 
 
 async def until(is_so: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not is_so():  # noqa: ASYNC110 - a client or a timer makes it true
             await asyncio.sleep(0.005)
 
@@ -194,7 +194,7 @@ async def until(is_so: Any) -> None:
 @asynccontextmanager
 async def serving(url: str, **tables: dict[str, Any]) -> AsyncIterator[Site]:
     chosen = settings(**tables)
-    async with Engine(url, durability="memory", sweep_ms=0) as engine:
+    async with Engine(url, durability="memory", sweep_ms=0, timeout_ms=60_000) as engine:
         sock = socket.create_server(("127.0.0.1", 0))
         sock.setblocking(False)
         runner = Runner(create_app(engine, chosen), [sock], chosen.server)
@@ -211,7 +211,7 @@ async def serving(url: str, **tables: dict[str, Any]) -> AsyncIterator[Site]:
 async def paused(site: Site) -> AsyncIterator[None]:
     """Redis decides nothing meanwhile."""
     async with async_client(site.engine.url) as client:
-        await client.execute_command("CLIENT", "PAUSE", 4_000, "WRITE")
+        await client.execute_command("CLIENT", "PAUSE", 60_000, "WRITE")
         try:
             yield
         finally:
@@ -317,7 +317,7 @@ async def test_how_often_a_buyer_may_ask(redis_server: EmbeddedServer) -> None:
             client = await site.connect()
             answers = [await client.ask(order(sale.id, key=f"k{n}")) for n in range(5)]
             said.append([answer.http for answer in answers])
-            assert answers[-1].headers["Retry-After"] == "100"
+            assert 70 <= int(answers[-1].headers["Retry-After"]) <= 100
             assert json.loads(answers[-1].body)["code"] == "rate_limited"
             assert site.hits == 5 * hot
     assert said == [[201, 201, 201, 429, 429]] * 2
@@ -343,13 +343,13 @@ async def test_one_too_many(redis_server: EmbeddedServer) -> None:
 async def test_a_connection_with_an_order_under_way_is_not_idle(
     redis_server: EmbeddedServer,
 ) -> None:
-    async with serving(redis_server.url, server={"keepalive_s": 0.3}) as site:
+    async with serving(redis_server.url, server={"keepalive_s": 1.0}) as site:
         await site.known("ann")
         sale = await site.open_sale()
         client = await site.connect()
         async with paused(site):
             client.send(order(sale.id))
-            await asyncio.sleep(0.8)
+            await asyncio.sleep(1.5)
             assert site.intake.in_flight == 1
         assert (await client.answer()).http == 201
         await asyncio.sleep(0.15)
@@ -359,8 +359,11 @@ async def test_a_connection_with_an_order_under_way_is_not_idle(
         await client.ended()
 
 
-@pytest.mark.parametrize("drain_s", [3.0, 0.05], ids=["drained", "shut down"])
-async def test_an_end_waits_for_orders(redis_server: EmbeddedServer, drain_s: float) -> None:
+@pytest.mark.parametrize("drain_s", [60.0, 0.05], ids=["drained", "shut down"])
+async def test_an_end_waits_for_orders(
+    redis_server: EmbeddedServer, drain_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("seckill.server.connection.LINGER_S", 2.0)
     async with serving(redis_server.url, server={"drain_s": drain_s}) as site:
         await site.known("ann")
         sale = await site.open_sale()
@@ -434,7 +437,7 @@ async def test_many_on_one_connection(site: Site) -> None:
 
 
 async def test_parts_go_aiohttps_way(redis_server: EmbeddedServer) -> None:
-    async with serving(redis_server.url, server={"read_timeout_s": 0.3}) as site:
+    async with serving(redis_server.url, server={"read_timeout_s": 1.5}) as site:
         await site.known("ann")
         sale = await site.open_sale()
         client = await site.connect()
@@ -445,13 +448,13 @@ async def test_parts_go_aiohttps_way(redis_server: EmbeddedServer) -> None:
             assert (await client.ask(raw[at:])).http == 201
         assert site.hits == 0
         # The watch over the parts is over.
-        await asyncio.sleep(0.5)
+        assert site.connection not in site.connections.heads
         assert (await client.ask(order(sale.id, key="k9"))).http == 201
         assert site.hits == 1
         # Another one begins.
         began_s = time.monotonic()
         assert (await client.ask("P")).http == 408
-        assert time.monotonic() - began_s > 0.2
+        assert time.monotonic() - began_s > 1.0
 
 
 async def test_a_client_that_goes(site: Site) -> None:
@@ -496,11 +499,14 @@ async def test_a_client_that_does_not_read(site: Site) -> None:
             await loop.sock_sendall(sock, order(sale.id, key=f"more{extra}").encode())
             await asyncio.sleep(0.02)
         # One more is done, and its answer waits.
+        async with asyncio.timeout(30):
+            while (await site.engine.snapshot(sale.id)).stock["a"].held < 1 + sent + 1:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
         assert site.hits == sent
         assert (await site.engine.snapshot(sale.id)).stock["a"].held == 1 + sent + 1
         said = b""
         while said.count(b"HTTP/1.1 201 ") < sent + 5 or not said.endswith(b"}"):
-            async with asyncio.timeout(5):
+            async with asyncio.timeout(30):
                 said += await loop.sock_recv(sock, 65_536)
         assert (await site.engine.snapshot(sale.id)).stock["a"].held == 1 + sent + 5
 
@@ -661,12 +667,12 @@ class Twin(threading.Thread):
 
     def __enter__(self) -> Self:
         self.start()
-        assert self._ready.wait(20)
+        assert self._ready.wait(60)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
-        self.join(20)
+        self.join(60)
 
     def ask(self, which: int, pieces: list[bytes]) -> tuple[list[tuple[Any, ...]], bool]:
         """What is said to these pieces, and whether that is all of it.
@@ -676,7 +682,7 @@ class Twin(threading.Thread):
         goes on sending to a server that has hung up may never see what that has said before.
         """
         sale, said, whole = self.sales[which].encode(), b"", True
-        with socket.create_connection(("127.0.0.1", self.ports[which]), timeout=10) as sock:
+        with socket.create_connection(("127.0.0.1", self.ports[which]), timeout=60) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
                 for piece in pieces:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import importlib
 import logging
-import socket
 import warnings
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -16,6 +15,7 @@ from aiohttp import web
 from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from jwt.algorithms import get_default_algorithms
 
+from tests.databases import free_port
 from tests.web.intake import serving
 from tests.web.mall import SECRET, Asker, asking, by_hand, claims, jwk_of, part, signed
 
@@ -36,6 +36,9 @@ class Mall:
         self.keys: list[Any] = []
         self.answer: Callable[[], web.StreamResponse] | None = None
         self.delay_s = 0.0
+        # Cleared, it keeps all answers back.
+        self.gate = asyncio.Event()
+        self.gate.set()
         self.endless = False
         self.sent_bytes = 0
         self.fetches = 0
@@ -49,6 +52,7 @@ class Mall:
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.fetches += 1
         await asyncio.sleep(self.delay_s)
+        await self.gate.wait()
         self.answers += 1
         if self.endless:
             response = web.StreamResponse()
@@ -85,9 +89,15 @@ async def mall(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Mall]:
 
 async def until(asker: Asker, token: str, http: int) -> None:
     """Asks until this is the answer."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(30):
         while (await asker.ask(token)).http != http:  # noqa: ASYNC110 - nobody says when
             await asyncio.sleep(0.02)
+
+
+async def until_fetched(mall: Mall, times: int) -> None:
+    async with asyncio.timeout(30):
+        while mall.fetches < times:  # noqa: ASYNC110 - nobody says when
+            await asyncio.sleep(0.01)
 
 
 # -- which keys are taken -----------------------------------------------------------------------
@@ -318,9 +328,7 @@ async def test_a_start_without_the_mall(monkeypatch: pytest.MonkeyPatch, unused_
 
 @pytest.fixture
 def unused_port() -> int:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return int(taken.getsockname()[1])
+    return free_port()
 
 
 async def test_a_huge_answer(mall: Mall) -> None:
@@ -335,13 +343,13 @@ async def test_a_huge_answer(mall: Mall) -> None:
 
 
 async def test_a_slow_answer(mall: Mall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwks, "FETCH_S", 0.4)
+    monkeypatch.setattr(jwks, "FETCH_S", 1.5)
     mall.publish("0")
     async with asking(jwks_url=mall.url) as asker:
         asker.access._tokens._jwks._not_before_s = 0.0
-        mall.delay_s = 2.0
+        mall.gate.clear()
         waiting = asyncio.create_task(asker.ask(token("1")))
-        await asyncio.sleep(0.1)
+        await until_fetched(mall, 2)
         # Only those who need it wait for it.
         assert await asker.is_taken_for("buyer-7", token("0"))
         assert await asker.is_taken_for("b9", token("0", sub="b9"))
@@ -349,19 +357,21 @@ async def test_a_slow_answer(mall: Mall, monkeypatch: pytest.MonkeyPatch) -> Non
         assert (await waiting).is_problem(503, "keys_unavailable")
         # It was given up, and not waited for.
         assert (mall.fetches, mall.answers) == (2, 1)
+        mall.gate.set()
 
 
 async def test_few_wait_for_a_slow_answer(mall: Mall, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jwks, "FETCH_S", 0.5)
+    monkeypatch.setattr(jwks, "FETCH_S", 1.5)
     monkeypatch.setattr(jwks, "WAITING_MAX", 3)
     mall.publish("0")
     async with asking(jwks_url=mall.url) as asker:
         asker.access._tokens._jwks._not_before_s = 0.0
-        mall.delay_s = 1.5
+        mall.gate.clear()
         answers = await asyncio.gather(*(asker.ask(token("1", sub=f"b{n}")) for n in range(10)))
         codes = sorted(answer.code for answer in answers)
         assert codes == ["busy"] * 7 + ["keys_unavailable"] * 3
         assert mall.fetches == 2
+        mall.gate.set()
 
 
 async def test_closing_while_a_fetch_is_under_way(
@@ -371,10 +381,9 @@ async def test_closing_while_a_fetch_is_under_way(
     mall.publish("0")
     before = asyncio.all_tasks()
     async with asking(jwks_url=mall.url) as asker:
-        mall.delay_s = 1.0
-        async with asyncio.timeout(5):
-            while mall.fetches < 2:  # noqa: ASYNC110 - nobody says when
-                await asyncio.sleep(0.01)
+        mall.gate.clear()
+        await until_fetched(mall, 2)
         await asker.access.aclose()
         ours = {task for task in asyncio.all_tasks() - before if "Jwks" in repr(task)}
         assert not ours
+        mall.gate.set()

@@ -74,7 +74,7 @@ async def sell(intake: Serve, sale: Sale, count: int, first: int = 0) -> None:
 async def end(intake: Serve) -> str:
     """SIGTERM; what it said on stderr."""
     intake.signal(signal.SIGTERM)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         _, stderr = await intake.child.communicate()
     assert intake.child.returncode == 0, stderr.decode()
     assert b"Traceback" not in stderr, stderr.decode()

@@ -80,7 +80,7 @@ def test_json(lines: Lines) -> None:
     record = json.loads(line)
     at = record.pop("time")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", at)
-    assert abs(datetime.fromisoformat(at).timestamp() - time.time()) < 5
+    assert abs(datetime.fromisoformat(at).timestamp() - time.time()) < 60
     assert record == {
         "level": "info",
         "logger": "seckill.test",
@@ -356,7 +356,7 @@ from seckill.server.settings import Settings
 async def main():
     settings = Settings.model_validate_json(sys.argv[2])
     configure(settings.log)
-    engine = Engine(sys.argv[1], durability="memory", timeout_ms=300)
+    engine = Engine(sys.argv[1], durability="memory", timeout_ms=2_000)
     # With aiohttp's access log, which is on unless somebody switches it off.
     runner = web.AppRunner(create_app(engine, settings))
     await runner.setup()
@@ -410,7 +410,7 @@ async def intake_process(url: str, form: str, errors: Path) -> Any:
         )
     try:
         assert child.stdout is not None
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             base = (await child.stdout.readline()).decode().strip()
         assert base
         connector = aiohttp.TCPConnector(local_addr=(ADDRESS, 0))
@@ -418,7 +418,7 @@ async def intake_process(url: str, form: str, errors: Path) -> Any:
             yield Client(session, base)
         assert child.stdin is not None
         child.stdin.close()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await child.wait() == 0
     finally:
         if child.returncode is None:

@@ -72,7 +72,7 @@ async def scrape(metrics: Metrics) -> Scrape:
 
 async def until_ready(metrics: Metrics, ready: bool) -> Scrape:
     """The first scrape that says so."""
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while True:
             now = await scrape(metrics)
             if now("seckill_ready") == ready:
@@ -214,7 +214,7 @@ async def test_every_family_is_shown_and_well_formed(engine: Engine) -> None:
             capture_output=True,
             encoding="utf-8",
             check=False,
-            timeout=20,
+            timeout=60,
         )
         assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 
@@ -415,13 +415,24 @@ class Worker:
     def scrape(self) -> Scrape:
         return Scrape(self.do("scrape"))
 
+    async def until_counted(self, answers: int, orders: int) -> Scrape:
+        """The first scrape with the answers of all workers and the orders of the sale: those are
+        known to the second, or as soon as everybody gets a turn on a busy machine."""
+        async with asyncio.timeout(60):
+            while True:
+                now = self.scrape()
+                counted = now.sum("seckill_answers_total"), now.sum("seckill_sale_orders_total")
+                if counted == (answers, orders):
+                    return now
+                await asyncio.sleep(0.1)
+
     def kill(self) -> None:
         self.child.kill()
         self.child.wait()
 
     def end(self) -> None:
         """As a worker ends that was told to."""
-        self.child.communicate(timeout=10)
+        self.child.communicate(timeout=60)
         assert self.child.returncode == 0
 
 
@@ -456,8 +467,7 @@ async def test_two_workers_are_one_intake(workers: Workers) -> None:
     one, two = workers.start(2)
     one.do("order x 30")
     two.do("order y 80")
-    await asyncio.sleep(1.2)
-    first, second = one.scrape(), two.scrape()
+    first, second = [await worker.until_counted(110, 100) for worker in (one, two)]
     for now in (first, second):
         assert now("seckill_orders_total", code="created") == 100
         assert now("seckill_orders_total", code="sold_out") == 10
@@ -480,8 +490,8 @@ async def test_a_killed_worker_takes_no_numbers_with_it(workers: Workers) -> Non
     one, two = workers.start(2)
     one.do("order x 30")
     two.do("order y 40")
-    await asyncio.sleep(1.2)
-    before = one.scrape()
+    await two.until_counted(70, 70)
+    before = await one.until_counted(70, 70)
     assert before("seckill_workers") == 2
     assert before("seckill_worker_starts_total") == 2
     one.kill()
@@ -533,7 +543,7 @@ async def test_workers_that_die_all_night(workers: Workers) -> None:
             subprocess.run,
             [sys.executable, "-c", _DEAD, str(workers.folder), str(more)],
             check=True,
-            timeout=30,
+            timeout=90,
         )
         dead += more
         for _ in range(2):
@@ -582,7 +592,7 @@ async def test_gunicorn(engine: Engine) -> None:
 
         async def settled(workers: int) -> Scrape:
             """When the other worker's last second is in."""
-            async with asyncio.timeout(15):
+            async with asyncio.timeout(60):
                 while True:
                     now = Scrape((await intake.get("/metrics")).body)
                     orders = now.sum("seckill_orders_total", code="created")

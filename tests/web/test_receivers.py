@@ -21,6 +21,7 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.relay import Endpoint, Pace, Relay
 from seckill.webhook import sign
+from tests.databases import free_port
 from tests.support import make_sale, new_sale_id
 
 FOLDER = Path(__file__).parents[2] / "examples" / "receivers"
@@ -73,9 +74,7 @@ def receiver(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Running]:
     folder = tmp_path_factory.mktemp("receiver")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     words = command(request.param, port, folder)
     (folder / "seen").mkdir()
     out = folder / "out"
@@ -91,7 +90,7 @@ def receiver(
             yield Running(process, port, out)
         finally:
             process.terminate()
-            process.wait(10)
+            process.wait(60)
 
 
 def until_it_listens(process: subprocess.Popen[bytes], port: int, err: Path) -> None:
@@ -112,7 +111,7 @@ async def post(receiver: Running, body: bytes, **headers: str | None) -> int:
     sent = {"Content-Type": "application/json", **{k: v for k, v in headers.items() if v}}
     if signature is not None:
         sent["Seckill-Signature"] = signature
-    timeout = aiohttp.ClientTimeout(total=10)
+    timeout = aiohttp.ClientTimeout(total=60)
     async with (
         aiohttp.ClientSession(timeout=timeout) as session,
         session.post(receiver.url, data=body, headers=sent) as response,

@@ -59,7 +59,7 @@ async def worker(
         yield Client(session, (await child.stdout.readline()).decode().strip())
     finally:
         child.terminate()
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             assert await child.wait() == 0
 
 

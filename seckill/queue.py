@@ -172,7 +172,10 @@ class Queue:
         ahead = position - view.head
         if view.available + view.held == 0:
             return place("sold_out", ahead=ahead)
-        eta = eta_ms(ahead, self._pace, self.sale.opens_ms, view.now_ms)
+        eta = None
+        if self.admission.mode != "draw":
+            # After a draw it is units that come back that call the next; nobody knows when.
+            eta = eta_ms(ahead, self._pace, self.sale.opens_ms, view.now_ms)
         return place("unlikely" if ahead >= view.reach else "waiting", ahead=ahead, eta_ms=eta)
 
     def judge(self, buyer: str, token: str) -> Token | Status:
@@ -301,8 +304,7 @@ class Queue:
         self._ahead_ms = view.raw_ms - monotonic() * 1000
         began_ms = max(self.sale.opens_ms, self.sale.draw_ms)
         calls = ((step[3], step[2] - step[1]) for step in self._steps)
-        rate = view.tail if self.admission.mode == "draw" else self.admission.rate_per_s
-        self._pace = pace_per_s(calls, began_ms, view.now_ms, rate)
+        self._pace = pace_per_s(calls, began_ms, view.now_ms, self.admission.rate_per_s)
         self.view = view
 
     async def _read_secret(self) -> None:

@@ -9,6 +9,7 @@ await engine.reserve("tonight", "buyer-7", "key-1", {"MUG": 1}, token=asked.plac
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator
 from typing import TYPE_CHECKING
 
@@ -34,6 +35,9 @@ __all__ = ["Placed", "Queues"]
 VALUE_MAX = 1_000
 ROTATE_S = 3.0
 """How long a new key is only accepted before it signs: until every process knows it."""
+
+
+_log = logging.getLogger("seckill.queue")
 
 
 class Placed(msgspec.Struct, frozen=True, gc=False):
@@ -215,7 +219,8 @@ class Queues:
             return
         view, running = shard.queue.view, self._drawings.get(sale)
         if view.closed is not None and view.ranked is None and (running is None or running.done()):
-            self._drawings[sale] = asyncio.create_task(Drawing(shard.queue).run())
+            task = self._drawings[sale] = asyncio.create_task(Drawing(shard.queue).run())
+            task.add_done_callback(_told)
 
     async def aclose(self) -> None:
         """Ends what is under way; another process does it, or does it again."""
@@ -263,3 +268,10 @@ class Queues:
                 return Outcome(Status(reply[0]))
             await self._engine._forget(shard)
         return Outcome(Status.STALE_DEFINITION)
+
+
+def _told(task: asyncio.Task[Status]) -> None:
+    """A draw that nobody waits for must not fail unseen. The next sweep begins it again."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        _log.warning("a draw goes on later: %s", error)

@@ -1,6 +1,4 @@
-"""The queues of an engine's sales for threads: the words of ``seckill.queues.Queues``, which wait for
-their answers.
-"""
+"""The queues of an engine for threads: the words of ``seckill.queues.Queues``, which wait here."""
 
 from __future__ import annotations
 

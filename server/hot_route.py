@@ -108,7 +108,7 @@ def _is_plain(message: RawRequestMessage | object, payload: StreamReader) -> boo
     ):
         return False
     if message.method == "GET":
-        return payload is EMPTY_PAYLOAD
+        return payload is EMPTY_PAYLOAD and message.path.endswith("/tickets/me")
     return (
         message.method == "POST"
         and type(payload) is StreamReader

@@ -236,7 +236,7 @@ class _Rebuild:
         """What was refused before the loss, as the ledger has it."""
         client, key = self._engine._calls.client, refusals_key(self._sale)
         try:
-            known = msgspec.json.decode(counts or "{}", type=dict[str, int])
+            known: Any = msgspec.json.decode(counts or "{}", type=dict[str, int])
         except msgspec.MsgspecError:
             return  # Somebody has edited them; reconcile names it, and no sale depends on them.
         if known and not await self._engine._calls.attempt(lambda: client.exists(key)):

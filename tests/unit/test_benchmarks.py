@@ -28,7 +28,7 @@ ONE_SERVER = ("--server", find_servers()[0].name)
 
 # How many figures with a target each benchmark gives for one server.
 @pytest.mark.slow
-@pytest.mark.timeout(320)
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize(
     ("name", "targets", "options"),
     [
@@ -44,7 +44,11 @@ def test_benchmark_runs_and_gives_every_figure(
     name: str, targets: int, options: tuple[str, ...], tmp_path: Path
 ) -> None:
     file = tmp_path / "figures.json"
-    done = run(name, "--quick", "--json", str(file), *options)
+    for _ in range(3):
+        done = run(name, "--quick", "--json", str(file), *options)
+        # A machine that is too busy to get one request done in its second can measure nothing.
+        if "no request was answered" not in done.stderr:
+            break
     assert done.returncode == 0, done.stderr
     report = json.loads(file.read_text())
     assert {"date", "machine", "versions", "servers", "took", "rows"} <= report.keys()

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -140,7 +141,7 @@ class Engine:
             raise
         self._started = True
         if self._sweep_ms:
-            self._reaper = Reaper(self._expire, self._unsettled, interval_ms=self._sweep_ms)
+            self._reaper = Reaper(self._expire, partial(unsettled, self), interval_ms=self._sweep_ms)
             self._reaper.start()
 
     async def aclose(self) -> None:
@@ -184,7 +185,10 @@ class Engine:
             CLOCK_JUMP_MS,
             *items,
         )
-        return Outcome(Status(reply[0]))
+        outcome = Outcome(Status(reply[0]))
+        if outcome.ok and sale.admission is not None:
+            await self.queue.look(sale.id)  # Opens it: the commitment is public from now on.
+        return outcome
 
     async def open(self, sale: str) -> Outcome:
         """Lets a created sale sell from its opens_at on. DONE, ALREADY, PAUSED or CLOSED."""
@@ -488,9 +492,6 @@ class Engine:
         reply = await self._calls.run("expire", shard_keys(sale), look_at)
         await self.queue.keep(sale)
         return Status(reply[0]), bool(reply[3])
-
-    async def _unsettled(self) -> list[str]:
-        return await unsettled(self)
 
 
 def _buyer(buyer: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import TYPE_CHECKING
 
 import msgspec
@@ -113,12 +113,8 @@ class Queues:
 
     async def look(self, sale: str) -> View | Status:
         """A queue in numbers, as of now; a status where there is none. It calls who is next."""
-        found = await self._queue(sale)
-        if isinstance(found, Status):
-            return found
-        _, queue = found
-        status = await queue.look()
-        return queue.view if status is Status.DONE else status
+        found = await self._ready(sale, Queue.look)
+        return found if isinstance(found, Status) else found[1].view
 
     async def draw(self, sale: str) -> Status:
         """Puts a closed list of tickets in order, if that can be done by now. Every engine does it
@@ -236,13 +232,15 @@ class Queues:
             return Status.UNKNOWN_SALE
         return Status.NO_QUEUE if shard.queue is None else (shard, shard.queue)
 
-    async def _ready(self, sale: str) -> tuple[Shard, Queue] | Status:
+    async def _ready(
+        self, sale: str, ask: Callable[[Queue], Awaitable[Status]] = Queue.ready
+    ) -> tuple[Shard, Queue] | Status:
         for _ in range(2):
             found = await self._queue(sale)
             if isinstance(found, Status):
                 return found
             shard, queue = found
-            status = await queue.ready()
+            status = await ask(queue)
             if status is Status.DONE:
                 return found
             if status not in (Status.STALE_DEFINITION, Status.UNKNOWN_SALE):

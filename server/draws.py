@@ -83,13 +83,13 @@ async def _send(
         async for part in lines:
             await response.write(part)
         await response.write_eof()
-    except ConnectionError:
-        return  # The client has gone.
     except SeckillError as error:
         # A list that ends in good order must be all of it, so this one is cut off.
         _log.warning("a list of tickets broke off: %s", error)
         if request.transport is not None:
             request.transport.abort()
+    except ConnectionError:
+        pass  # The client has gone.
 
 
 @Operation(

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 from seckill.engine import Engine
 from seckill.queue import Place
+from seckill.status import Status
 from seckill.tally import Histogram
 
 __all__ = ["BOUNDS_S", "EtaErrors"]
@@ -59,7 +60,8 @@ class EtaErrors:
             return False
         called_ms, view = queue.called_ms(told.number), queue.view
         if called_ms is None:
-            if view.refusal is not None or view.available + view.held == 0:
+            stopped = view.refusal not in (None, Status.NOT_OPEN)
+            if stopped or view.available + view.held == 0:
                 return False  # Nobody knew that it would stop.
             if view.now_ms - told.due_ms < OVERDUE_MS:
                 return True

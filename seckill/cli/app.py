@@ -26,6 +26,7 @@ from seckill.cli import (
     pause,
     rebuild,
     reconcile,
+    rehearse,
     relay,
     report,
     sales,
@@ -72,6 +73,7 @@ app.command("verify-draw")(draw.verify_draw)
 app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("forget")(forget.forget)
+app.command("rehearse")(rehearse.rehearse)
 app.command("demo")(demo.demo)
 
 

@@ -20,7 +20,16 @@ from seckill.checks import to_ms
 from seckill.errors import InvalidInput
 from seckill.sale import Sale
 
-__all__ = ["BUYERS_MAX", "Choices", "Crowd", "Habits", "Rules", "make_crowd", "read_span", "rules_of"]
+__all__ = [
+    "BUYERS_MAX",
+    "Choices",
+    "Crowd",
+    "Habits",
+    "Rules",
+    "make_crowd",
+    "read_span",
+    "rules_of",
+]
 
 BUYERS_MAX: Final = 10_000_000
 PAY_MEAN_MS: Final = 60_000

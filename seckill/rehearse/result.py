@@ -79,9 +79,7 @@ class Rehearsal(msgspec.Struct, frozen=True, kw_only=True):
         return msgspec.structs.asdict(self)
 
 
-def rehearse(
-    rules: Rules, crowd: Crowd, habits: Habits, pacer: Pacer
-) -> tuple[Rehearsal, Evening]:
+def rehearse(rules: Rules, crowd: Crowd, habits: Habits, pacer: Pacer) -> tuple[Rehearsal, Evening]:
     """One evening, and what became of it. Raises RedisUnavailable."""
     evening = simulate(rules, crowd, habits, pacer)
     return _measure(evening), evening

@@ -15,6 +15,7 @@ from seckill.engine import Engine
 from seckill.errors import EngineClosed, ScriptFailed, UnknownSale
 from seckill.keys import SALES, shard_keys
 from seckill.order import State, order_id
+from seckill.reaper import unsettled
 from seckill.sale import Sale
 from seckill.status import Status
 from tests.conftest import MakeEngine, MakeSale
@@ -328,6 +329,6 @@ async def test_a_listed_sale_that_was_never_written_harms_nobody(
     try:
         engine = await make_engine()
         assert ghost in await engine.sales()
-        assert ghost not in await engine._unsettled()
+        assert ghost not in await unsettled(engine)
     finally:
         client.srem(SALES, ghost)

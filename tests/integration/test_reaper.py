@@ -16,7 +16,7 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import ScriptFailed
 from seckill.order import State
-from seckill.reaper import SWEEP_ORDERS, SWEEPS_A_ROUND, Reaper
+from seckill.reaper import SWEEP_ORDERS, SWEEPS_A_ROUND, Reaper, unsettled
 from seckill.sale import Sale
 from seckill.status import Status
 from tests.conftest import MakeEngine
@@ -104,21 +104,21 @@ async def test_a_closed_sale_is_swept_until_it_is_settled(make_engine: MakeEngin
     sale = await on_sale(engine, {"a": 3})
     await hold(engine, sale, 1)
     await engine.close(sale.id)
-    assert sale.id in await engine._unsettled()
+    assert sale.id in await unsettled(engine)
     await travel(engine, sale.id, sale.hold_ms)
 
     async def settled() -> bool:
         return (await engine.snapshot(sale.id)).state == "settled"
 
     await until(settled)
-    assert sale.id not in await engine._unsettled()
+    assert sale.id not in await unsettled(engine)
 
 
 async def test_what_has_not_begun_is_not_swept(make_engine: MakeEngine) -> None:
     engine = await make_engine()
     sale = make_sale()
     await engine.create(sale)
-    assert sale.id not in await engine._unsettled()
+    assert sale.id not in await unsettled(engine)
 
 
 async def test_a_jump_of_the_clock_is_said_once_and_expires_nothing(

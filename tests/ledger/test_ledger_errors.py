@@ -164,10 +164,11 @@ async def test_sqlite_where_nobody_may_write(tmp_path: Path) -> None:
         with pytest.raises(LedgerRefused, match="the right to write"):
             await reader.know(Known(make_sale(), 1, "run:1"))
     threads = set(threading.enumerate())
-    for place in ("nowhere/ledger.db", "."):
-        with pytest.raises(LedgerUnavailable, match="is there such a folder"):
-            await Ledger(f"sqlite:///{tmp_path}/{place}").start()
-        assert set(threading.enumerate()) == threads
+    with pytest.raises(LedgerUnavailable, match="is there such a folder"):
+        await Ledger(f"sqlite:///{tmp_path}/nowhere/ledger.db").start()
+    assert set(threading.enumerate()) == threads
+    with pytest.raises(InvalidInput, match="is a folder; name a file in it"):
+        Ledger(f"sqlite:///{tmp_path}")
 
 
 @pytest.mark.parametrize("scheme", ["sqlite", "postgresql", "mysql", "mariadb"])

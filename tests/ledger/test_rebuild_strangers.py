@@ -185,12 +185,14 @@ async def test_orders_under_another_definition_are_not_taken_in(
     assert client.hget(shard_keys(lost.id)[0], "state") == b"fenced"
 
 
-async def test_a_sale_that_was_removed_is_not_brought_back(
-    engine: Engine, ledger: Ledger, lost: Sale
-) -> None:
-
+async def test_a_sale_that_was_removed_is_not_brought_back(engine: Engine, ledger: Ledger) -> None:
+    sale = make_sale({"a": 3})
+    await engine.create(sale)
+    await engine.close(sale.id)
+    await keep(engine, ledger, sale.id)
+    await lose(engine, sale.id)
     async with ledger.engine.begin() as connection:
         await connection.execute(text("UPDATE seckill_sales SET removed_at_ms = 5"))
     assert await fence.check(engine, ledger) == []
     with pytest.raises(InvalidInput, match="was removed"):
-        await rebuild(engine, ledger, lost.id)
+        await rebuild(engine, ledger, sale.id)

@@ -21,7 +21,7 @@ from seckill.status import Status
 from seckill.tokens import Keys, new_key
 from tests.support import async_client, make_sale
 from tests.web.intake import Answer, Intake
-from tests.web.test_hot_route import serving
+from tests.web.test_hot_route import serving, token
 
 ORDER = {"items": [{"sku": "a", "quantity": 1}]}
 
@@ -242,12 +242,11 @@ async def commands(url: str) -> dict[str, int]:
     async with async_client(url) as client:
         found = await client.info("commandstats")
     ours = ("info", "client", "hello", "select", "time", "hincrby")
-    counts = {
+    return {
         name.removeprefix("cmdstat_"): int(stats["calls"])
         for name, stats in found.items()
         if not name.removeprefix("cmdstat_").startswith(ours)
     }
-    return counts
 
 
 @pytest.mark.usefixtures("_no_looks")
@@ -260,8 +259,12 @@ async def test_bad_tokens_cost_redis_nothing(
     async def token_of(at: Sale, buyer: str) -> str:
         """As ``called``; here only the test looks."""
         ticket = (await join(intake, at, buyer)).json["place"]["ticket"]
-        await intake.engine.queue.look(at.id)
-        return str((await place(intake, at, buyer, ticket)).json["token"])
+
+        async def asked() -> Answer:
+            await intake.engine.queue.look(at.id)
+            return await place(intake, at, buyer, ticket)
+
+        return str((await until(asked, lambda said: said["phase"] == "called"))["token"])
 
     retired = await token_of(sale, "b1")
     for _ in range(3):
@@ -286,10 +289,10 @@ async def test_bad_tokens_cost_redis_nothing(
     assert (await order(intake, sale, "b2", others)).http == 201
     before, refused = await commands(intake.engine.url), 0
     for code, tokens in bad.items():
-        for token in tokens:
+        for one in tokens:
             for key in ("k1", "k2", "k3"):
-                answer = await order(intake, sale, "b1", token, key)
-                assert answer.code in (code, "queue_token_other_sale"), (code, token)
+                answer = await order(intake, sale, "b1", one, key)
+                assert answer.code in (code, "queue_token_other_sale"), (code, one)
                 refused += 1
             if code != "queue_token_invalid":
                 assert answer.is_problem(403, code)
@@ -349,8 +352,6 @@ async def test_a_place_costs_redis_nothing(redis_server: EmbeddedServer, hot: bo
 
 
 def question(sale: Sale, buyer: str, ticket: str) -> str:
-    from tests.web.test_hot_route import token
-
     return (
         f"GET /v1/sales/{sale.id}/tickets/me HTTP/1.1\r\nHost: x\r\n"
         f"Authorization: Bearer {token(buyer)}\r\nSeckill-Ticket: {ticket}\r\n\r\n"

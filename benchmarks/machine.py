@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
+import tempfile
 import time
 from datetime import datetime
 from pathlib import Path
@@ -26,15 +27,13 @@ def cpu_seconds(pid: int) -> float:
 
 def sync_micros(directory: Path) -> float:
     """How long the disk under ``directory`` takes to sync a small append, in µs."""
-    path = directory / "sync-probe"
     took = []
-    with path.open("wb", buffering=0) as file:
+    with tempfile.NamedTemporaryFile(dir=directory, buffering=0) as file:
         for _ in range(_SYNCS):
             began = time.perf_counter()
             file.write(b"x" * 4096)
             os.fdatasync(file.fileno())
             took.append((time.perf_counter() - began) * 1e6)
-    path.unlink()
     return median(took)
 
 

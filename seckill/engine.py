@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final, Self
@@ -141,7 +140,7 @@ class Engine:
             raise
         self._started = True
         if self._sweep_ms:
-            self._reaper = Reaper(self._expire, partial(unsettled, self), interval_ms=self._sweep_ms)
+            self._reaper = Reaper(self._expire, lambda: unsettled(self), interval_ms=self._sweep_ms)
             self._reaper.start()
 
     async def aclose(self) -> None:

@@ -232,23 +232,34 @@ class Queue:
         DONE, UNKNOWN_SALE, UPGRADE_NEEDED, FENCED or STALE_DEFINITION. Raises what ``ready``
         raises."""
         began_s = monotonic()
-        known = self._steps[-1][0] if self._steps else 0
-        reply = await self.calls.run("admit", self.keys, self.sale.definition_id, known)
+        reply = await self._admit()
         if reply[0] == Status.NO_QUEUE:
             await self.open()
-            reply = await self.calls.run("admit", self.keys, self.sale.definition_id, known)
+            reply = await self._admit()
         status = Status(reply[0])
         if status is not Status.DONE:
             return status
-        view, keys = _read_view(reply), reply[16].decode().split(",")
-        if list(self.tokens.texts) != keys:
+        keys = reply[16].decode().split(",")
+        if not set(keys) & set(self.tokens.texts):
+            # The first look, or one at another queue: the sale was lost, or made anew as it was.
+            self._steps, self._ranks, self.view = [], array("I"), _NOTHING
             await self._read_secret()
+            reply = await self._admit()
+            if reply[0] != Status.DONE:
+                return Status(reply[0])
+        if list(self.tokens.texts) != keys:
             self.tokens = Keys(self.sale.id, keys)
+        view = _read_view(reply)
         if view.closed and view.ranked is not None and not self._ranks:
             self._ranks = await self._read_ranks()
         self._learn(view, reply[17])
         self._looked_s = began_s
         return status
+
+    async def _admit(self) -> list[Any]:
+        known = self._steps[-1][0] if self._steps else 0
+        reply: list[Any] = await self.calls.run("admit", self.keys, self.sale.definition_id, known)
+        return reply
 
     async def open(self) -> None:
         """Opens the queue, once for all: its keys, and a commitment to its seed."""

@@ -25,7 +25,7 @@ def _waiting(
     """The same verb for a thread: it waits, and returns or raises what the other does."""
 
     @wraps(verb)
-    def call(self: Queues, *args: _P.args, **options: _P.kwargs) -> _T:
+    def call(self: Queues, /, *args: _P.args, **options: _P.kwargs) -> _T:
         async def ask(engine: AsyncEngine) -> _T:
             return await verb(engine.queue, *args, **options)
 

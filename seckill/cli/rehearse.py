@@ -169,6 +169,9 @@ def _lines(found: Rehearsal) -> list[tuple[str, list[str]]]:
         waits = (("median", found.wait_median_ms), ("90 %", found.wait_p90_ms))
         shown = [f"{name} {span(ms or 0)}" for name, ms in (*waits, ("99 %", found.wait_p99_ms))]
         lines.insert(2, ("their wait", shown))
+    if found.eta_error is not None:
+        wrong = f"what they were told on joining was off by {found.eta_error:.0%} in the median"
+        lines.insert(3, ("estimate", [wrong]))
     return [*lines, ("in vain", _in_vain(found))]
 
 

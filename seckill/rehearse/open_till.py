@@ -1,7 +1,7 @@
 """An evening without a queue: whoever comes while a unit is there has it.
 
-Whoever finds nothing goes away. Real buyers press again and again, so a unit that comes back goes to
-whoever presses next; here that is the next to come.
+Whoever finds nothing goes away. Real buyers press again and again, so a unit that comes back goes
+to whoever presses next; here that is the next to come.
 """
 
 from __future__ import annotations

@@ -5,7 +5,6 @@ from __future__ import annotations
 from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Sequence
-from statistics import median
 from typing import Any, Final
 
 import msgspec
@@ -188,4 +187,4 @@ def _eta_error(evening: Evening) -> float | None:
         called_ms = evening.called_at[evening.crowd.buyer(position)]
         if eta is not None and called_ms - at_ms >= _ETA_LEAST_MS:
             errors.append(abs(eta - (called_ms - at_ms)) / (called_ms - at_ms))
-    return median(errors) if errors else None
+    return sorted(errors)[len(errors) // 2] if errors else None

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import msgspec
 
-from seckill.admission import Admission
+from seckill.admission import build_admission
+from seckill.errors import InvalidInput
 from seckill.rehearse.model import Crowd, Habits, Rules
 from seckill.rehearse.pace import Pacer
 from seckill.rehearse.result import Rehearsal, rehearse
@@ -25,8 +26,8 @@ class Variant(msgspec.Struct, frozen=True, kw_only=True):
 
 
 def what_if(rules: Rules, crowd: Crowd, habits: Habits, pacer: Pacer) -> Iterator[Variant]:
-    """Evenings at half and double the rate and token life, and with a fifth less of the orders paid:
-    those that mean something in this mode. Raises RedisUnavailable."""
+    """Evenings at half and double the rate and token life, and with a fifth less of the orders
+    paid: those that mean something in this mode. Raises RedisUnavailable."""
     names = {"open": (), "draw": ("token_life_ms",)}
     for name in names.get(rules.mode, ("rate_per_s", "token_life_ms")):
         for factor in (0.5, 2):
@@ -47,7 +48,7 @@ def _variant(
 
 def _is_allowed(name: str, value: int) -> bool:
     try:
-        Admission(mode="queue", **{name: value})
-    except ValueError:
+        build_admission({"mode": "queue", name: value})
+    except InvalidInput:
         return False
     return True

@@ -114,5 +114,5 @@ class RealEvening:
 def real_evening(
     client: redis.Redis, rules: Rules, crowd: Crowd, habits: Habits, until_ms: int
 ) -> dict[int, int]:
-    """When each buyer is called, by join.lua, admit.lua, reserve.lua, confirm.lua and expire.lua."""
+    """When each buyer is called, by the scripts of the sale."""
     return RealEvening(client, rules, crowd, habits).run(until_ms)

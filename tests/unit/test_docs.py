@@ -42,6 +42,7 @@ import msgspec
 import pytest
 
 from seckill import errors
+from seckill.admission import Admission
 from seckill.cli import main
 from seckill.cli.app import app
 from seckill.cli.command import Target
@@ -396,7 +397,9 @@ ITEM = {"sku": "MUG", "title": "青瓷马克杯", "price_fen": "0", "total": "10
 def load(folder: Path, model: type, field: str, value: str) -> Sale:
     """A small sale whose file has this value."""
     sale, item = SALE, ITEM
-    if model is Sale:
+    if model is Admission:
+        sale = f'{SALE}[admission]\nmode = "queue"\n{field} = {value}\n'
+    elif model is Sale:
         sale = re.sub(rf"(?m)^{field} = .*\n", "", SALE) + f"{field} = {value}\n"
     else:
         item = ITEM | {field: value}
@@ -408,14 +411,14 @@ def load(folder: Path, model: type, field: str, value: str) -> Sale:
     return load_sale(folder / "sale.toml")
 
 
-@pytest.mark.parametrize("model", [Sale, Item])
-def test_every_field_of_a_sale(model: type[Sale | Item], tmp_path: Path) -> None:
+@pytest.mark.parametrize("model", [Sale, Item, Admission])
+def test_every_field_of_a_sale(model: type[Sale | Item | Admission], tmp_path: Path) -> None:
     """Names and defaults; both ends of a range are taken, and one beyond each is refused."""
     rows = table("sales", f"{model.__name__.lower()} field", "value", "default")
     for field, (name, value, default, _) in zip(msgspec.structs.fields(model), rows, strict=True):
         shown = (
             "none"
-            if field.default is None
+            if field.default in (None, ())
             else "required"
             if field.required
             else f"{field.default:,}"

@@ -15,6 +15,7 @@ from msgspec.structs import asdict, replace
 
 from seckill import replay as replay_module
 from seckill import verify as verify_module
+from seckill.draw import commitment_of
 from seckill.order import Order, State
 from seckill.sale import Item, Sale
 from seckill.stream import Event, EventKind
@@ -128,6 +129,23 @@ LATE = ("order_expired", "order_confirmed p1")
 HELD, EXPIRED = after(), after("order_expired")
 
 
+# A draw with a public value, step by step.
+SEED = bytes(range(32))
+DRAWN = f"queue_drawn 2|{'d' * 64}|{SEED.hex()}|19 03 22"
+DRAW = [
+    f"queue_opened {commitment_of(SEED)}",
+    "queue_closed 3",
+    f"queue_listed 2|{'d' * 64}",
+    "queue_valued 19 03 22",
+    DRAWN,
+]
+
+
+def drawn_with(old: str, new: str) -> list[Event]:
+    """An open sale whose draw says this in place of that."""
+    return OPEN + of_sale(*DRAW[:-1], DRAWN.replace(old, new))
+
+
 CLOSED = OPEN + of_sale("sale_closed")
 [CHANGED] = of_sale("stock_changed k|0|1|4")
 OTHER = of_order("o2", "wu", {"mug": 1}, "order_expired")
@@ -201,6 +219,16 @@ HISTORIES: list[tuple[str, str, list[Event]]] = [
     ("version", "begins as version 2", then(rebuilt(HELD), *RESUMED, *but(OTHER[:1], version=2))),
     ("outcome", "never accepted", then(rebuilt(HELD), *RESUMED, OTHER[1])),
     ("outcome", "never accepted", then(rebuilt(HELD), replace(OTHER[1], kind=EventKind.PAYING))),
+    ("draw", "the seed is not the one", drawn_with("000102", "000103")),
+    ("draw", "the list is not the one", drawn_with("queue_drawn 2", "queue_drawn 3")),
+    ("draw", "the list is not the one", drawn_with("dd|", "de|")),
+    ("draw", "the public value is not the one", drawn_with("19 03 22", "19 03 23")),
+    ("draw", "the public value is not the one", drawn_with("19 03 22", "")),
+    ("draw", "the seed is not the one", OPEN + of_sale(*DRAW, DRAW[0].replace("d ", "d x"), DRAWN)),
+    ("draw", "queue_closed a second time", OPEN + of_sale(*DRAW[:2], DRAW[1])),
+    ("draw", "queue_listed a second time", OPEN + of_sale(*DRAW[:3], DRAW[2])),
+    ("draw", "queue_valued a second time", OPEN + of_sale(*DRAW[:4], DRAW[3])),
+    ("draw", "queue_drawn a second time", OPEN + of_sale(*DRAW, DRAWN)),
     ("settled", "while 1 units", HELD + of_sale("sale_closed", "sale_settled 0:2,1:9")),
     ("settled", "not '0:3,1:9'", OPEN + of_sale("sale_closed", "sale_settled 0:3")),
 ]
@@ -209,6 +237,8 @@ HISTORIES: list[tuple[str, str, list[Event]]] = [
 # back the units or the limit. At the end 2 mugs and 4 teas are left, of 5 and of 8.
 SOUND = [
     *OPEN,
+    # A queue that was lost before its draw is opened anew.
+    *of_sale(f"queue_opened {'0' * 64}", "queue_closed 9", *DRAW),
     *of_sale("sale_paused 库存核对", "sale_resumed", "stock_changed k|0|2|5"),
     *of_order("o1", "li", {"mug": 1}, "order_paying", "order_confirmed p1", "refund_due p2"),
     *of_order("o2", "wu", {"mug": 2, "tea": 1}, "order_expired", "order_confirmed p3"),

@@ -1,6 +1,6 @@
 """The runner of the benchmarks.
 
-    python -m benchmarks [lane] [latency] [cost] [scale] [http] [drain] [rebuild]
+    python -m benchmarks [lane] [latency] [cost] [scale] [http] [drain] [rebuild] [queue]
                          [--json FILE] [--markdown] [--quick]
 
 Exits 1 when a sale that was measured broke a promise, 0 otherwise: a missed target is a figure to
@@ -18,7 +18,7 @@ from typing import Final
 
 import msgspec
 
-from benchmarks import cost, drain, http, lane, latency, rebuild, scale
+from benchmarks import cost, drain, http, lane, latency, queue, rebuild, scale
 from benchmarks.machine import describe
 from benchmarks.plan import Plan, loop_name
 from benchmarks.report import Row, Verdict, markdown, render
@@ -32,6 +32,7 @@ _BENCHMARKS: Final[dict[str, Callable[[Plan], Iterator[Row]]]] = {
     http.NAME: http.run,
     drain.NAME: drain.run,
     rebuild.NAME: rebuild.run,
+    queue.NAME: queue.run,
 }
 
 

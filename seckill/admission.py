@@ -10,7 +10,7 @@ definition, so quotas and weights are public before the first ticket and never c
 
 from __future__ import annotations
 
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Final, Literal, get_args
 
 import msgspec
@@ -126,6 +126,12 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
                 f"{self.joins_at.isoformat()} is not before the draw at {draw_at.isoformat()}",
                 "write a time before it, so that somebody can join",
             )
+
+    def moved(self, by: timedelta) -> Admission:
+        """The same, with its times later by so much."""
+        times = {name: getattr(self, name) for name in ("joins_at", "draw_at")}
+        later = {name: at + by for name, at in times.items() if at is not None}
+        return msgspec.structs.replace(self, **later)
 
     def plain(self) -> dict[str, Any]:
         """What ``build_admission`` makes an equal one of: every field, times in milliseconds."""

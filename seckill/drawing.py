@@ -26,6 +26,7 @@ from seckill.draw import (
     rank_steps,
     ticket_line,
 )
+from seckill.keys import drawing_key
 from seckill.status import Status
 
 if TYPE_CHECKING:
@@ -61,7 +62,7 @@ class Drawing:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
-        self._lease = (queue.keys[7][: -len("queue")] + "drawing", LEASE_MS)
+        self._lease = (drawing_key(queue.sale.id), LEASE_MS)
 
     async def run(self) -> Status:
         """Does what can be done by now: DONE, ALREADY, NOT_OPEN (the list is not closed, or the

@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-__all__ = ["WINDOW_MS", "eta_ms", "pace_per_s"]
+__all__ = ["WINDOW_MS", "eta_ms", "lapse_ms", "pace_per_s"]
 
 WINDOW_MS: Final = 30_000
 """How far back the pace is looked at."""
 _LEAST_MS: Final = 2_000
+_STUCK_MS: Final = 1_000
 
 
 def pace_per_s(
@@ -30,10 +31,19 @@ def pace_per_s(
     return min(float(rate_per_s), called * 1000 / span_ms)
 
 
-def eta_ms(ahead: int, pace: float, opens_ms: int, now_ms: int) -> int | None:
-    """Milliseconds until somebody with ``ahead`` others before them is called; None when nobody is
-    called at all."""
+def lapse_ms(called_at: Iterable[int], life_ms: int, now_ms: int) -> int:
+    """Milliseconds until the oldest live token lapses, where the stock holds the queue back: people
+    wait, and nobody was called for a second. Else 0. ``called_at`` are the steps' times."""
+    live = [at_ms for at_ms in called_at if at_ms + life_ms > now_ms]
+    if not live or now_ms - max(live) < _STUCK_MS:
+        return 0
+    return min(live) + life_ms - now_ms
+
+
+def eta_ms(ahead: int, pace: float, opens_ms: int, now_ms: int, least_ms: int = 0) -> int | None:
+    """Milliseconds until somebody with ``ahead`` others before them is called, ``least_ms`` at
+    least; None when nobody is called at all."""
     wait_ms = max(0, opens_ms - now_ms)
     if pace <= 0:
-        return None
-    return wait_ms + int((ahead + 1) * 1000 / pace)
+        return least_ms or None
+    return wait_ms + max(least_ms, int((ahead + 1) * 1000 / pace))

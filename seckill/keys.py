@@ -14,6 +14,7 @@ __all__ = [
     "QUEUE_NAMES",
     "SALES",
     "GroupKeys",
+    "drawing_key",
     "group_keys",
     "queue_keys",
     "refusals_key",
@@ -44,6 +45,11 @@ def queue_keys(sale: str, shard: int = 0) -> tuple[str, ...]:
     """The keys of a sale's queue, in the order of ``QUEUE_NAMES``: KEYS[8] to KEYS[13] of the
     scripts that know it."""
     return tuple(f"sk:{{{sale}:{shard}}}:{name}" for name in QUEUE_NAMES)
+
+
+def drawing_key(sale: str, shard: int = 0) -> str:
+    """The lease of whoever puts a sale's tickets in order. No script knows it."""
+    return f"sk:{{{sale}:{shard}}}:drawing"
 
 
 def stream_key(sale: str, shard: int = 0) -> str:

@@ -22,7 +22,7 @@ import msgspec
 
 from seckill.calls import Calls
 from seckill.draw import NO_RANK, SEED_BYTES, commitment_of, salt_of
-from seckill.eta import WINDOW_MS, eta_ms, pace_per_s
+from seckill.eta import WINDOW_MS, eta_ms, lapse_ms, pace_per_s
 from seckill.keys import queue_keys, shard_keys
 from seckill.sale import Sale
 from seckill.status import Status
@@ -108,6 +108,7 @@ class Queue:
         self._firsts: list[int] = []
         self._ranks = array("I")
         self._pace = 0.0
+        self._least_ms = 0
         self._ahead_ms = 0.0
         self._looked_s = -STALE_S
         self._looking: asyncio.Task[Status] | None = None
@@ -126,6 +127,11 @@ class Queue:
     def now_ms(self) -> float:
         """The server's clock, estimated to the early side."""
         return monotonic() * 1000 + self._ahead_ms
+
+    @property
+    def pace_per_s(self) -> float:
+        """How many are called in a second, as the last looks have it."""
+        return self._pace
 
     async def ready(self) -> Status:
         """Waits until enough is known: DONE, or why it never will be. Raises OutcomeUnknown,
@@ -175,7 +181,8 @@ class Queue:
         eta = None
         if self.admission.mode != "draw":
             # After a draw it is units that come back that call the next; nobody knows when.
-            eta = eta_ms(ahead, self._pace, self.sale.opens_ms, view.now_ms)
+            times = (self.sale.opens_ms, view.now_ms, self._least_ms)
+            eta = eta_ms(ahead, self._pace, *times)
         return place("unlikely" if ahead >= view.reach else "waiting", ahead=ahead, eta_ms=eta)
 
     def judge(self, buyer: str, token: str) -> Token | Status:
@@ -316,6 +323,8 @@ class Queue:
         began_ms = max(self.sale.opens_ms, self.sale.draw_ms)
         calls = ((step[3], step[2] - step[1]) for step in self._steps)
         self._pace = pace_per_s(calls, began_ms, view.now_ms, self.admission.rate_per_s)
+        called_at = [step[3] for step in self._steps]
+        self._least_ms = lapse_ms(called_at, self.admission.token_life_ms, view.now_ms)
         self.view = view
 
     async def _read_secret(self) -> None:

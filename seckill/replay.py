@@ -101,6 +101,7 @@ class Replay:
         self.owned: defaultdict[str, defaultdict[str, int]] = defaultdict(lambda: defaultdict(int))
         self.lapsed: defaultdict[str, int] = defaultdict(int)
         self._queue: dict[EventKind, str] = {}
+        self._queue_lost = False
         self._admitting = False
         self._spared_ms = 0
         self._limits = {item.sku: item.limit_per_buyer for item in sale.items}
@@ -157,7 +158,13 @@ class Replay:
                 self.broken(event, "settled", f"unsold {event.detail!r}, not {unsold!r}")
 
     def _feed_queue(self, event: Event) -> None:
-        """A queue moves no unit. Its draw goes by the seed and the list that were committed to."""
+        """A queue moves no unit. Its draw goes by the seed and the list that were committed to, and
+        there is one: only where the sale was rebuilt, the queue may be opened anew."""
+        if event.kind is EventKind.QUEUE_OPENED and self._queue_lost:
+            self._queue.clear()
+        elif event.kind in self._queue:
+            self.broken(event, "draw", f"{event.kind} a second time")
+        self._queue_lost = False
         if event.kind is EventKind.QUEUE_DRAWN:
             tickets, digest, seed, value = event.detail.split("|", 3)
             if commitment_of(bytes.fromhex(seed)) != self._queue.get(EventKind.QUEUE_OPENED):
@@ -166,11 +173,6 @@ class Replay:
                 self.broken(event, "draw", "the list is not the one that was written down")
             if value != self._queue.get(EventKind.QUEUE_VALUED, ""):
                 self.broken(event, "draw", "the public value is not the one that was handed in")
-        elif event.kind in self._queue and event.kind is not EventKind.QUEUE_OPENED:
-            self.broken(event, "draw", f"{event.kind} a second time")
-        # A queue whose Redis was lost is opened again, and everybody joins anew.
-        if event.kind is EventKind.QUEUE_OPENED:
-            self._queue.clear()
         self._queue[event.kind] = event.detail
 
     def _begin_again(self, event: Event, before: tuple[int, int]) -> None:
@@ -189,6 +191,7 @@ class Replay:
         if state not in _REBUILT_AS.get(self.state, ()):
             self.broken(event, "sale state", f"{self.state!r} was rebuilt as {state!r}")
         self.state, self._admitting, self._spared_ms = state, True, int(spared_ms)
+        self._queue_lost = True
 
     def _change_stock(self, event: Event) -> None:
         _, index, change, total = event.detail.rsplit("|", 3)

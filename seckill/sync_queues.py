@@ -46,6 +46,7 @@ class Queues:
     look = _waiting(AsyncQueues.look)
     draw = _waiting(AsyncQueues.draw)
     name_value = _waiting(AsyncQueues.name_value)
+    commitment = _waiting(AsyncQueues.commitment)
     record = _waiting(AsyncQueues.record)
     rotate = _waiting(AsyncQueues.rotate)
 

@@ -269,7 +269,7 @@ def _example(
     lines += [
         f"-H '{one['name']}: {one.get('example', 'cart-81')}'"
         for one in operation.get("parameters", ())
-        if one["in"] == "header" and one.get("required")
+        if one["in"] == "header" and (one.get("required") or "example" in one)
     ]
     if "requestBody" in operation:
         (content,) = operation["requestBody"]["content"].values()

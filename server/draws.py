@@ -44,7 +44,8 @@ _log = logging.getLogger("seckill.server")
 async def draw(request: web.Request) -> web.Response:
     """Shows what is published of a draw or a shuffle by now: its rules and the commitment to its
     seed from the beginning, the digest of the tickets when their list is closed, the seed at last.
-    Once it has a digest, this is the draw.json that `seckill verify-draw` takes."""
+    Once it has a digest, this is the draw.json that `seckill verify-draw draw.json tickets.txt`
+    takes."""
     page = await request.app[INTAKE].pages.draw(request.match_info["sale"])
     return page_reply(request, page, MAX_AGE_S)
 

@@ -87,12 +87,15 @@ SCRIPT_SECONDS: Final = Family(
     "From sending a batch to its answer: the socket, the script, the wait for Redis and its disk.",
 )
 LANE_DEPTH: Final = Family(
-    "seckill_lane_depth", "gauge", "Orders that wait to be sent to Redis.", workers="livesum"
+    "seckill_lane_depth",
+    "gauge",
+    "Orders and joins that wait to be sent to Redis.",
+    workers="livesum",
 )
 LANE_FILL: Final = Family(
     "seckill_lane_fill_ratio",
     "gauge",
-    "How full the fullest lane is; at 1 orders are answered 503 overloaded.",
+    "How full the fullest lane is; at 1 what comes is answered 503 overloaded.",
     workers="livemax",
 )
 IN_FLIGHT: Final = Family(

@@ -50,8 +50,8 @@ class Operation(msgspec.Struct, frozen=True, kw_only=True):
     and ``kinds`` as problems; without one that is ok it is plainly 200. ``asks_engine`` is false
     where Redis is not needed. ``query`` describes parameters by name. ``cached`` says that an
     entity tag comes along, ``bodiless`` that the body may be left out, ``keyed`` that
-    Idempotency-Key is needed, ``ticketed`` that Seckill-Ticket is, ``names_buyer`` that some buyer
-    is.
+    Idempotency-Key is needed, ``ticketed`` that Seckill-Ticket is looked at, ``names_buyer`` that
+    it is always about some buyer.
     """
 
     id: str

@@ -16,6 +16,7 @@ from seckill.cli import (
     demo,
     doctor,
     draw,
+    draw_run,
     export,
     forget,
     groups,
@@ -24,6 +25,7 @@ from seckill.cli import (
     ledger,
     orders,
     pause,
+    queue,
     rebuild,
     reconcile,
     rehearse,
@@ -55,6 +57,8 @@ app.command("serve")(serve.serve)
 app.command("settings")(settings.settings)
 app.add_typer(sales.app, name="sale", help="Create, open, pause, close, show and remove sales.")
 app.add_typer(stock.app, name="stock", help="Show, add and take units while a sale runs.")
+app.add_typer(queue.app, name="queue", help="Show a sale's queue, and replace its keys.")
+app.add_typer(draw_run.app, name="draw", help="Follow, settle and publish a sale's draw.")
 app.add_typer(orders.app, name="order", help="Look at one order, or move it along by hand.")
 app.add_typer(keys.app, name="key", help="Make API keys for the mall's own programs.")
 app.command("inspect")(inspect.inspect)

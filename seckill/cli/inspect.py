@@ -11,7 +11,7 @@ from seckill.cli.command import SaleId, on_engine
 from seckill.cli.output import Output, new_table
 from seckill.cli.stock import stock_table
 from seckill.engine import Engine
-from seckill.keys import shard_keys
+from seckill.keys import queue_keys, shard_keys
 
 __all__ = ["inspect"]
 
@@ -24,7 +24,9 @@ async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
     try:
         client = servers.connect_client(pool)
         facts: dict[str, Any] = await client.info("memory")
-        keys = {key: await client.memory_usage(key) or 0 for key in shard_keys(sale)}
+        of_queue = () if definition.admission is None else queue_keys(sale)
+        names = (*shard_keys(sale), *of_queue)
+        keys = {key: await client.memory_usage(key) or 0 for key in names}
         # A fenced sale may have lost its stream as well.
         stream = shard_keys(sale)[-1]
         groups: Any = await client.xinfo_groups(stream) if await client.exists(stream) else []

@@ -96,6 +96,8 @@ def _told(done: Rebuilt) -> str:
     if done.admitted:
         taken = f"taken in, which only Redis knew: {_orders(done.admitted)}"
         lines.append(f"  {taken}, {done.expired:,} of them as expired: no unit was left for these")
+    if done.queue_lost:
+        lines.append("  its queue begins anew: tickets and tokens are void, and buyers join again")
     if done.spared_ms > done.at_ms:
         lines.append(f"  no hold lapses before {moment(done.spared_ms)}")
     lines.append(

@@ -120,7 +120,7 @@ def _facts(found: Rehearsal) -> list[str]:
         counts.append(f"{found.called:,} called")
     ends = [_after(found.sold_out_ms, "sold out"), _after(found.gone_ms, "all paid")]
     if found.wait_median_ms is not None:
-        ends.append(f"the called wait {span(found.wait_median_ms)} in the median")
+        ends.append(f"the called wait {_span(found.wait_median_ms)} in the median")
     return [" · ".join(counts), " · ".join(ends)]
 
 
@@ -167,7 +167,7 @@ def _lines(found: Rehearsal) -> list[tuple[str, list[str]]]:
     lines.insert(1, ("called", called))
     if found.wait_median_ms is not None:
         waits = (("median", found.wait_median_ms), ("90 %", found.wait_p90_ms))
-        shown = [f"{name} {span(ms or 0)}" for name, ms in (*waits, ("99 %", found.wait_p99_ms))]
+        shown = [f"{name} {_span(ms)}" for name, ms in (*waits, ("99 %", found.wait_p99_ms))]
         lines.insert(2, ("their wait", shown))
     if found.eta_error is not None:
         wrong = f"what they were told on joining was off by {found.eta_error:.0%} in the median"
@@ -178,19 +178,14 @@ def _lines(found: Rehearsal) -> list[tuple[str, list[str]]]:
 def _in_vain(found: Rehearsal) -> list[str]:
     facts = [f"{found.in_vain:,} were never called"]
     if found.told_median_ms is not None:
-        facts.append(f"half of them were told within {span(found.told_median_ms)}")
+        facts.append(f"half of them were told within {_span(found.told_median_ms)}")
     if found.untold:
         facts.append(f"{found.untold:,} not before the end")
     return facts
 
 
 def _after(ms: int | None, what: str) -> str:
-    return f"{what} after {span(_readable(ms))}" if ms is not None else f"never {what}"
-
-
-def _readable(ms: int) -> int:
-    """Nobody wants to know a rehearsal's milliseconds."""
-    return ms if ms < 100 else ms // 100 * 100
+    return f"never {what}" if ms is None else f"{what} after {_span(ms)}"
 
 
 def _deciles(deciles: Sequence[Part], *, waits: bool) -> Table:
@@ -206,11 +201,14 @@ def _deciles(deciles: Sequence[Part], *, waits: bool) -> Table:
 
 
 def _moment(ms: int) -> str:
-    return f"{'−' if ms < 0 else '+'}{span(_readable(abs(ms)))}"
+    return f"{'−' if ms < 0 else '+'}{_span(abs(ms))}"
 
 
 def _span(ms: int | None) -> str:
-    return "-" if ms is None else span(_readable(ms))
+    if ms is None:
+        return "-"
+    # Nobody wants to know a rehearsal's milliseconds.
+    return "under 0.1 s" if 0 < ms < 100 else span(ms // 100 * 100)
 
 
 def _what_if(found: Rehearsal, others: Sequence[Variant]) -> Table:

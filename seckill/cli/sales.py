@@ -12,6 +12,8 @@ import msgspec
 import typer
 from rich.text import Text
 
+from seckill.admission import Admission
+from seckill.checks import to_ms
 from seckill.cli.command import LedgerUrl, SaleId, has_ledger, on_engine, open_ledger
 from seckill.cli.ledger_sale import known_sale
 from seckill.cli.output import Output, countdown, moment, new_table, outcome_data, warn
@@ -212,7 +214,10 @@ async def _check_new(engine: Engine, book: Ledger, sale: str) -> None:
 def _moved(sale: Sale, now_ms: int) -> Sale:
     """The same sale, but from now on."""
     by = timedelta(milliseconds=now_ms - sale.opens_ms)
-    return msgspec.structs.replace(sale, opens_at=sale.opens_at + by, ends_at=sale.ends_at + by)
+    admission = None if sale.admission is None else sale.admission.moved(by)
+    return msgspec.structs.replace(
+        sale, opens_at=sale.opens_at + by, ends_at=sale.ends_at + by, admission=admission
+    )
 
 
 def _window(opens_ms: int, ends_ms: int, now_ms: int) -> str:
@@ -242,4 +247,22 @@ def _header(sale: Sale, snapshot: Snapshot) -> Text:
     ]
     header.append(f"\nlimits {', '.join(limits) or 'none'}")
     header.append(f"\npay    within {sale.hold_ms / 1000:g} s, then {sale.pay_ms / 1000:g} s more")
+    if sale.admission is not None:
+        header.append(f"\n{sale.admission.mode:<6} {_admission(sale, sale.admission)}")
     return header
+
+
+def _admission(sale: Sale, admission: Admission) -> str:
+    """How buyers get to the till, in a line."""
+    joins = "at once" if admission.joins_at is None else f"from {moment(to_ms(admission.joins_at))}"
+    parts = [f"tickets {joins}"]
+    if admission.is_drawn:
+        parts.append(f"drawn at {moment(sale.draw_ms)}")
+    if admission.mode != "draw":
+        parts.append(f"{admission.rate_per_s:,} called a second at most")
+    parts.append(f"{admission.token_life_ms / 1000:g} s to order")
+    if admission.weights:
+        parts.append("lots " + ", ".join(f"{tier} {lots}" for tier, lots in admission.weights))
+    if admission.public_value is not None:
+        parts.append(f"public value: {admission.public_value}")
+    return "; ".join(parts)

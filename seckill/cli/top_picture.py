@@ -9,7 +9,7 @@ from rich.cells import cell_len
 from rich.text import Text
 
 from seckill.cli.output import countdown, moment
-from seckill.cli.top_reading import Frame, SaleView, ServerView
+from seckill.cli.top_reading import Frame, QueueView, SaleView, ServerView
 from seckill.doctor.finding import shown_bytes
 from seckill.sale import Item, Sale
 from seckill.snapshot import Snapshot, Stock
@@ -144,11 +144,19 @@ def _flow(view: SaleView, snapshot: Snapshot) -> list[Text]:
     orders = Text.assemble(f"{snapshot.orders:,}", _per_s(view.orders_per_s))
     return [
         orders,
+        *_queue(view.queue),
         Text(f"{snapshot.buyers:,} buyers"),
         Text(
             f"deadlines: {snapshot.holds_queue:,} of holds, {snapshot.paying_queue:,} of payments"
         ),
     ]
+
+
+def _queue(queue: QueueView | None) -> list[Text]:
+    if queue is None:
+        return []
+    called = Text.assemble(f"{queue.called:,} called", _per_s(queue.called_per_s))
+    return [Text(f"{queue.mode}: {queue.waiting:,} wait"), called, Text(f"{queue.lapses:,} lapsed")]
 
 
 def _all_units(snapshot: Snapshot) -> list[Text]:

@@ -9,7 +9,7 @@ import msgspec
 
 from seckill import redis as servers
 from seckill.errors import SeckillError, UnknownSale
-from seckill.keys import SALES, shard_keys
+from seckill.keys import SALES, queue_keys, shard_keys
 from seckill.sale import Sale
 from seckill.scripts import FORMAT, script
 from seckill.snapshot import Snapshot, read_snapshot
@@ -18,7 +18,7 @@ from seckill.status import Status
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool, Redis
 
-__all__ = ["Frame", "GroupLag", "SaleView", "ServerView", "Watcher"]
+__all__ = ["Frame", "GroupLag", "QueueView", "SaleView", "ServerView", "Watcher"]
 
 CALL_S: Final = 3.0
 """A server that takes longer is shown as away."""
@@ -52,6 +52,17 @@ class GroupLag(msgspec.Struct, frozen=True):
     pending: int
 
 
+class QueueView(msgspec.Struct, frozen=True):
+    """A sale's queue. ``called`` counts all who were ever called, ``lapses`` those of them who let
+    their turn lapse. Before a draw nobody has a place, so all who have a ticket wait."""
+
+    mode: str
+    waiting: int
+    called: int
+    lapses: int
+    called_per_s: float | None
+
+
 class SaleView(msgspec.Struct, frozen=True, kw_only=True):
     """One sale. Rates are per second since the last frame, None in the first.
 
@@ -64,6 +75,7 @@ class SaleView(msgspec.Struct, frozen=True, kw_only=True):
     groups: tuple[GroupLag, ...] = ()
     orders_per_s: float | None = None
     events_per_s: float | None = None
+    queue: QueueView | None = None
     problem: str = ""
 
 
@@ -88,6 +100,7 @@ class Watcher:
         self._client: Redis = servers.connect_client(self._pool)
         self._definitions: dict[str, Sale] = {}
         self._before: dict[str, tuple[float, Snapshot]] = {}
+        self._called: dict[str, int] = {}
 
     async def aclose(self) -> None:
         """Disconnects."""
@@ -166,6 +179,7 @@ class Watcher:
         before_s, before = self._before.get(name, (now_s, snapshot))
         self._before[name] = now_s, snapshot
         passed_s = now_s - before_s
+        queue = None if sale.admission is None else await self._queue(name, passed_s)
         return SaleView(
             id=name,
             sale=sale,
@@ -173,7 +187,30 @@ class Watcher:
             groups=lags,
             orders_per_s=_rate(snapshot.orders - before.orders, passed_s),
             events_per_s=_rate(snapshot.seq - before.seq, passed_s),
+            queue=queue,
         )
+
+    async def _queue(self, name: str, passed_s: float) -> QueueView | None:
+        """A queue as it is, for this calls nobody; None before it is opened, or where it can't be
+        read."""
+        from redis.exceptions import ResponseError
+
+        keys = queue_keys(name)
+        names = ("mode", "next", "closed", "ranked", "head", "lapses")
+        try:
+            header: Any = await self._client.hmget(keys[0], *names)
+            left = await self._client.zcard(keys[3])
+        except ResponseError:
+            return None
+        if header[0] is None:
+            return None
+        mode = header[0].decode()
+        given, closed, ranked, head, lapses = (int(text or 0) for text in header[1:])
+        tail = given if mode == "queue" or header[3] is None else ranked + given - closed
+        before = self._called.get(name, head)
+        self._called[name] = head
+        waiting = max(0, tail - head - left)
+        return QueueView(mode, waiting, head, lapses, _rate(head - before, passed_s))
 
     async def _inspect(self, name: str) -> list[Any]:
         from redis.exceptions import NoScriptError

@@ -15,6 +15,7 @@ import asyncio
 from typing import TYPE_CHECKING, Final
 
 from seckill import redis as servers
+from seckill.doctor.admission import read_queue
 from seckill.doctor.finding import CHECKS, Finding, Level, Report, red
 from seckill.doctor.groups import check_groups, check_letters, count_letters, read_groups
 from seckill.doctor.host import check_open_files
@@ -91,7 +92,7 @@ async def _examine_sale(
     client: Redis, sale: str, reading: Reading, groups: tuple[str, ...]
 ) -> list[Finding]:
     found = await read_sale(client, sale)
-    findings = check_sale(found, reading)
+    findings = check_sale(found, reading, await read_queue(client, sale))
     if found.kinds[-1] == "stream":
         findings.append(check_groups(await read_groups(client, sale), sale, found.now_ms, groups))
         findings.append(check_letters(await count_letters(client, sale), sale))

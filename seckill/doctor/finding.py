@@ -28,7 +28,17 @@ CHECKS: Final[dict[str, tuple[str, ...]]] = {
         "slow-log",
         "kernel",
     ),
-    "sale": ("sale", "window", "keys", "stock", "sale-clock", "home", "groups", "dead-letters"),
+    "sale": (
+        "sale",
+        "window",
+        "admission",
+        "keys",
+        "stock",
+        "sale-clock",
+        "home",
+        "groups",
+        "dead-letters",
+    ),
     "intake": (
         "open-files",
         "settings",

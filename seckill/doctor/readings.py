@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from seckill.embedded import running_url
-from seckill.keys import PROBE, SALES, shard_keys
+from seckill.keys import PROBE, SALES, queue_keys, shard_keys
 from seckill.redis import Durability
 
 if TYPE_CHECKING:
@@ -54,11 +54,13 @@ class SlowCommand(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """Of all sales of the server that are not over: their number, units, and orders so far."""
+    """Of all sales of the server that are not over: their number, units, and orders so far; and how
+    many of them have a queue."""
 
     sales: int = 0
     units: int = 0
     orders: int = 0
+    queues: int = 0
 
 
 class Reading(msgspec.Struct, frozen=True, kw_only=True):
@@ -209,23 +211,25 @@ async def _plan(client: Redis) -> Plan:
     """What the sales that are not over may still sell; all share the server's memory."""
     members: Any = await client.smembers(SALES)
     names = sorted(name.decode("utf-8", "replace") for name in members)
-    sales = units = orders = 0
+    sales = units = orders = queues = 0
     for name in names[:SALES_READ]:
         keys = shard_keys(name)
         async with client.pipeline(transaction=False) as pipe:
             pipe.execute_command("HGET", keys[0], "state")
             pipe.execute_command("HGETALL", keys[1])
             pipe.execute_command("HLEN", keys[3])
-            state, stock, made = await pipe.execute(raise_on_error=False)
+            pipe.execute_command("EXISTS", queue_keys(name)[0])
+            state, stock, made, queue = await pipe.execute(raise_on_error=False)
         if state in (None, b"closed", b"settled") or isinstance(state, Exception):
             continue
         if not isinstance(stock, dict) or not isinstance(made, int):
             continue  # Damaged; its own examination says so.
         sales += 1
         orders += made
+        queues += queue == 1
         units += sum(
             int(value)
             for field, value in stock.items()
             if field.endswith(b":total") and value.isdigit()
         )
-    return Plan(sales, units, orders)
+    return Plan(sales, units, orders, queues)

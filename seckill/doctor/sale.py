@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from seckill.doctor.admission import QueueReading, check_admission
 from seckill.doctor.finding import Finding, green, red, yellow
 from seckill.doctor.readings import Reading
 from seckill.errors import InvalidInput
@@ -131,7 +132,7 @@ def _texts(reply: Any) -> dict[str, str]:
     }
 
 
-def check_sale(sale: SaleReading, reading: Reading) -> list[Finding]:
+def check_sale(sale: SaleReading, reading: Reading, queue: QueueReading) -> list[Finding]:
     """All findings of a sale's own keys. Where its definition can't be read, most are missing."""
     if not sale.exists:
         remedy = "create it: `seckill sale create FILE.toml --open` (`seckill sale list`)"
@@ -144,6 +145,7 @@ def check_sale(sale: SaleReading, reading: Reading) -> list[Finding]:
     if definition is None:
         return [finding, _keys(sale)]
     findings = [finding, _keys(sale), _window(sale), _sale_clock(sale)]
+    findings.append(check_admission(definition, sale.now_ms, queue))
     if sale.stock:
         findings.append(_stock(sale, definition))
     if reading.is_master:

@@ -12,10 +12,19 @@ from seckill.doctor.finding import Finding, green, red, shown_bytes, yellow
 from seckill.doctor.readings import Reading, shown_url
 from seckill.redis import VERSION_MIN
 
-__all__ = ["AOF_BYTES_PER_ORDER", "BYTES_PER_ORDER", "ORDERS_PER_UNIT", "check_server"]
+__all__ = [
+    "AOF_BYTES_PER_ORDER",
+    "BYTES_PER_ORDER",
+    "BYTES_PER_TICKET",
+    "ORDERS_PER_UNIT",
+    "check_server",
+]
 
 BYTES_PER_ORDER: Final = 1_024
 """Memory to plan for an order. Measured with 100 bytes of attrs: 390 held, 673 paid."""
+
+BYTES_PER_TICKET: Final = 110
+"""Memory to plan for a buyer who waits in a queue, with an id of some 20 characters."""
 
 AOF_BYTES_PER_ORDER: Final = 2_048
 """File to plan for an order. Measured from reserve to confirm: 1,546."""
@@ -198,6 +207,10 @@ def _memory(reading: Reading) -> Finding:
         f"{shown_bytes(free)} free {where}; about {shown_bytes(needed)} for "
         f"{_orders_to_come(reading):,} orders of {plan.units:,} units in {plan.sales:,} sales"
     )
+    if plan.queues:
+        # How many will come, nobody knows beforehand.
+        room = max(0, free - needed) // BYTES_PER_TICKET
+        seen += f"; beside them room for {room:,} tickets more"
     enough_mb = -(-int((used + needed) / TIGHT) // 2**20)
     remedy = f"set `CONFIG SET maxmemory {enough_mb}mb`, if the machine has it"
     if limit and free <= 0:

@@ -33,6 +33,7 @@ from seckill.ledger.ledger import Ledger
 from seckill.ledger.mark import check_mark, own
 from seckill.ledger.parts import Parts, ahead
 from seckill.ledger.purses import Purses
+from seckill.ledger.rebuild_queue import keep_queue
 from seckill.ledger.rows import Known
 from seckill.ledger.tables import EVENTS, ORDERS
 from seckill.ledger.tables import SALES as SALE_ROWS
@@ -56,6 +57,7 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     ``done`` is False where it has changed nothing: nothing was wrong with the sale, or Redis has
     ``unknown`` orders (at most 20 of them, ``unknown_count`` in all) that the ledger does not know.
     ``admitted`` of them were taken in, of which ``expired`` found no unit or were over a limit.
+    ``queue_lost``: the sale has a queue, which begins anew, so everybody joins again.
 
     The ledger ends at event ``last_seq`` of ``last_ms``; Redis was last seen at ``seen_seq``, at
     ``seen_at_ms`` of the ledger's own clock. So at least ``lost_events`` are lost, and an unknown
@@ -80,6 +82,7 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
     unknown_count: int = 0
     admitted: int = 0
     expired: int = 0
+    queue_lost: bool = False
 
     @property
     def lost_events(self) -> int:
@@ -193,6 +196,10 @@ class _Rebuild:
         await self._engine._calls.attempt(lambda: client.sadd(SALES, self._sale))
         # The ledger's dead letters are of the old stream: their orders were admitted, or are gone.
         await self._engine._calls.attempt(lambda: client.unlink(letters.dead, letters.again))
+        # While it is fenced nobody joins.
+        queue_goes_on = await keep_queue(
+            self._engine, self._sale, self._bodies, nothing_lost=self._reason == FORCED
+        )
         _, seq, groups = await self._run("rebuild", (*self._real, *self._built), LEDGER_GROUP)
         await self._bring_refusals(row["refusals"])
         return msgspec.structs.replace(
@@ -208,6 +215,7 @@ class _Rebuild:
             unknown_count=len(others),
             admitted=admitted.orders,
             expired=admitted.expired,
+            queue_lost=self._known.sale.admission is not None and not queue_goes_on,
         )
 
     async def _last_seq(self) -> int:

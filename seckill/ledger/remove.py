@@ -25,7 +25,7 @@ from seckill import redis as servers
 from seckill.engine import Engine
 from seckill.errors import SeckillError
 from seckill.groups import groups
-from seckill.keys import LEDGER_GROUP, group_keys, refusals_key, shard_keys
+from seckill.keys import LEDGER_GROUP, drawing_key, group_keys, queue_keys, refusals_key, shard_keys
 from seckill.keys import SALES as SALES_KEY
 from seckill.ledger.archive import write_archive
 from seckill.ledger.database import our_errors
@@ -261,7 +261,8 @@ class _Removal:
             found = await self._client.xinfo_groups(self._keys[-1])
             names |= {group["name"].decode("utf-8", "replace") for group in found}
         of_groups = [key for name in sorted(names) for key in group_keys(self._sale, name)]
-        return [*self._keys, refusals_key(self._sale), *of_groups]
+        of_queue = (*queue_keys(self._sale), drawing_key(self._sale))
+        return [*self._keys, refusals_key(self._sale), *of_queue, *of_groups]
 
     def _refusal(self, problem: str) -> CannotRemove:
         return CannotRemove(self._sale, problem)

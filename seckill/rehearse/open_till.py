@@ -7,11 +7,14 @@ to whoever presses next; here that is the next to come.
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
+from typing import Final
 
 from seckill.rehearse.evening import Evening, Fate, Moment
 from seckill.rehearse.model import Choices, Crowd, Habits, Rules
 
 __all__ = ["open_evening"]
+
+_NOTES: Final = 200
 
 
 def open_evening(rules: Rules, crowd: Crowd, habits: Habits) -> Evening:
@@ -35,9 +38,13 @@ def open_evening(rules: Rules, crowd: Crowd, habits: Habits) -> Evening:
         else:
             # Until a unit comes back, all find nothing.
             last = crowd.joined if due_ms is None else bisect_left(arrivals, due_ms)
-            for poor in range(buyer, min(last, crowd.joined)):
+            last = min(last, crowd.joined)
+            for poor in range(buyer, last):
                 _press(evening, choices, poor, arrivals[poor])
-            buyer = min(last, crowd.joined)
+            # For the picture, which shows how they came.
+            for poor in range(buyer, last, max(1, (last - buyer) // _NOTES)):
+                _note(evening, arrivals[poor])
+            buyer = last
     while evening.next_ms is not None and evening.next_ms < rules.ends_ms:
         _note(evening, evening.settle()[0])
     evening.settle_all()

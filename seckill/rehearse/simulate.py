@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from typing import Final, NamedTuple
 
-from seckill.eta import WINDOW_MS, eta_ms, pace_per_s
+from seckill.eta import WINDOW_MS, eta_ms, lapse_ms, pace_per_s
 from seckill.rehearse.evening import Evening, Fate, Moment, Told
 from seckill.rehearse.model import Choices, Crowd, Habits, Rules
 from seckill.rehearse.open_till import open_evening
@@ -68,6 +68,9 @@ class _Queue:
             tail = self._tail(now_ms)
             busy = evening.available > 0 and tail > self.head
             if busy or self.uses or now_ms - looked_ms >= _IDLE_MS or evening.gone_ms is not None:
+                if self.uses and now_ms - looked_ms > LOOK_MS:
+                    # The engine has looked all the while, so it knows how old the tokens are.
+                    self.pacer.look(now_ms - LOOK_MS, 0, 0, 0, {})
                 self._look(now_ms, tail)
                 looked_ms = now_ms
             if evening.gone_ms is not None or self._is_over(now_ms, tail):
@@ -145,12 +148,15 @@ class _Queue:
     def _tell(self, now_ms: int, tail: int, reach: int) -> None:
         """Notes what the queue says to some of those who have come since the last look, unless it
         is that a unit is unlikely."""
-        while self.calls and self.calls[0][0] + WINDOW_MS <= now_ms:
+        kept_ms = max(WINDOW_MS, self.rules.token_life_ms)
+        while self.calls and self.calls[0][0] + kept_ms <= now_ms:
             self.calls.popleft()
+        called_at = [at_ms for at_ms, _ in self.calls]
+        least_ms = lapse_ms(called_at, self.rules.token_life_ms, now_ms)
         pace = pace_per_s(self.calls, self.rules.begins_ms, now_ms, self.rules.rate_per_s)
         first = max(self.told_to, self.head)
         for position in range(first, min(tail, reach), max(1, (tail - first) // _TOLD_MAX)):
-            eta = eta_ms(position - self.head, pace, 0, now_ms)
+            eta = eta_ms(position - self.head, pace, 0, now_ms, least_ms)
             self.evening.told.append(Told(position, now_ms, eta))
         self.told_to = tail
 

@@ -23,11 +23,12 @@ from unittest import mock
 import pytest
 import redis
 
+from seckill.admission import Admission
 from seckill.cli import main
 from seckill.doctor import CHECKS, groups, server, user_keys
 from seckill.embedded import SOCKET_LINK, EmbeddedServer
 from seckill.engine import Engine
-from seckill.keys import group_keys, shard_keys
+from seckill.keys import group_keys, queue_keys, shard_keys
 from seckill.sale import Sale
 from tests.faults.proxy import Command, Fate, Judge, Proxy, let_pass
 from tests.support import make_sale
@@ -69,9 +70,11 @@ class House:
         for group in ("mall", "webhook"):
             self.work(group)
 
-    def create(self, *, opened: bool = True, after: timedelta = timedelta(minutes=30)) -> Sale:
+    def create(
+        self, *, opened: bool = True, after: timedelta = timedelta(minutes=30), **fields: Any
+    ) -> Sale:
         at = datetime.now(UTC).replace(microsecond=0) + after
-        sale = make_sale({"a": 50_000}, opens_at=at, ends_at=at + timedelta(hours=2))
+        sale = make_sale({"a": 50_000}, opens_at=at, ends_at=at + timedelta(hours=2), **fields)
         self.call(lambda engine: engine.create(sale))
         if opened:
             self.call(lambda engine: engine.open(sale.id))
@@ -177,6 +180,41 @@ ALL_GREEN = {check: GREEN for group in CHECKS.values() for check in group}
 
 def test_green_without_a_fault(house: House, doctor: Doctor) -> None:
     assert doctor.examine(house, "--strict") == (0, ALL_GREEN)
+
+
+QUEUES: list[tuple[str, dict[str, Any], dict[str, Any], str, str]] = [
+    ("queue", {}, {"next": 12}, GREEN, "queue: tickets can be taken; 12 given out"),
+    ("queue", {"joins_at": True}, {}, GREEN, "queue: tickets can be taken from "),
+    ("draw", {}, {}, GREEN, "0 given out; the list closes at "),
+    ("draw", {"public_value": "双色球"}, {}, YELLOW, "somebody must hand in '双色球'"),
+    ("draw", {"public_value": "双色球"}, {"public_value": "1"}, GREEN, "the list closes"),
+    ("draw", {}, {"closed_ms": 1}, YELLOW, "the list is closed, and nobody draws"),
+    ("shuffle", {}, {"closed_ms": 1, "ranked": 3}, GREEN, "all in order since the draw"),
+]
+
+
+@pytest.mark.parametrize(("mode", "fields", "header", "level", "seen"), QUEUES)
+def test_admission(
+    tenant: House,
+    doctor: Doctor,
+    mode: Any,
+    fields: dict[str, Any],
+    header: dict[str, Any],
+    level: str,
+    seen: str,
+) -> None:
+    soon = datetime.now(UTC) + timedelta(minutes=20)
+    if "joins_at" in fields:
+        fields = {"joins_at": soon}
+    sale = tenant.create(admission=Admission(mode=mode, **fields))
+    if header:
+        tenant.client.hset(queue_keys(sale.id)[0], mapping=header)
+    doctor.examine(tenant, sale=sale.id)
+    finding = doctor.findings["admission"]
+    assert finding["level"] == level
+    assert seen in finding["seen"]
+    assert bool(finding["remedy"]) == (level == YELLOW)
+    assert "tickets more" in doctor.findings["memory"]["seen"]
 
 
 # -- the server -------------------------------------------------------------------------------
@@ -494,7 +532,7 @@ SALE_FAULTS: dict[str, tuple[Plant, Levels, set[str]]] = {
     "no header": (
         lambda house: house.client.delete(house.keys[0]),
         {"sale": RED, "keys": RED},
-        {"stock", "window", "sale-clock", "home"},
+        {"stock", "window", "admission", "sale-clock", "home"},
     ),
     "events lost at the end": (
         lambda house: house.client.hincrby(house.keys[0], "seq", 3),
@@ -524,12 +562,12 @@ SALE_FAULTS: dict[str, tuple[Plant, Levels, set[str]]] = {
     "a later format": (
         lambda house: house.client.hset(house.keys[0], "format", "99"),
         {"sale": RED},
-        {"stock", "window", "sale-clock", "home"},
+        {"stock", "window", "admission", "sale-clock", "home"},
     ),
     "a definition that is no JSON": (
         lambda house: house.client.hset(house.keys[0], "definition", "{"),
         {"sale": RED},
-        {"stock", "window", "sale-clock", "home"},
+        {"stock", "window", "admission", "sale-clock", "home"},
     ),
     "paused": (
         lambda house: house.call(lambda engine: engine.pause(house.sale.id, "价格有误")),

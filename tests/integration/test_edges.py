@@ -51,7 +51,7 @@ async def test_a_closed_engine_stays_closed(make_engine: MakeEngine) -> None:
     await engine.open(sale.id)
 
     async def keep_buying(n: int) -> None:
-        for i in range(200):
+        for i in range(100_000):
             await engine.reserve(sale.id, f"b{n}", f"k{i}", {"a": 1})
 
     callers = [asyncio.create_task(keep_buying(n)) for n in range(8)]

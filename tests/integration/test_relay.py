@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,15 @@ import pytest
 import redis
 
 from seckill import webhook
+from seckill.admission import Admission
 from seckill.consumer import delivery, journal
 from seckill.consumer.pace import Turns
 from seckill.dead import with_letters
+from seckill.draw import DrawRecord
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine, Wish
 from seckill.errors import InvalidInput, UnknownSale
-from seckill.keys import group_keys, shard_keys, stream_key
+from seckill.keys import group_keys, queue_keys, shard_keys, stream_key
 from seckill.ledger import Ledger
 from seckill.ledger.rebuild import rebuild
 from seckill.ledger.run import LedgerRunner
@@ -35,12 +38,14 @@ from seckill.order import Order
 from seckill.relay import GROUP, Endpoint, Pace, Relay, Tally
 from seckill.sale import Sale
 from seckill.server import wire
-from seckill.stream import EventKind
+from seckill.status import Status
+from seckill.stream import Event, EventKind
 from tests.conftest import MakeEngine, MakeSale
 from tests.integration.receiver import QUICK, SECRET, Receiver, endpoint, receiving
 from tests.support import make_item, make_sale, travel
 
 ROOT = Path(__file__).parents[2]
+QUEUE_KINDS = {kind for kind in EventKind if kind.startswith("queue_")}
 
 
 @pytest.fixture
@@ -144,7 +149,7 @@ async def test_every_kind_of_event(
         ("sale_settled", {"unsold": {"a": 3, "b": 4}}),
     ]
     kinds = {body["kind"] for body in bodies}
-    assert kinds == set(EventKind) - {EventKind.SALE_REBUILT}
+    assert kinds == set(EventKind) - {EventKind.SALE_REBUILT} - QUEUE_KINDS
     assert [body["seq"] for body in bodies] == list(range(1, 17))
     assert all(
         list(body) == ["id", "sale", "seq", "at_ms", "kind", "data", "order"] for body in bodies
@@ -170,6 +175,67 @@ async def test_every_kind_of_event(
     assert data.pop("spared_ms") >= body["at_ms"]
     counts = {"ledger_seq": 16, "orders": 3, "seen_seq": 16}
     assert data == counts | {"state": "settled"}
+
+
+async def draw(engine: Engine, sale: Sale) -> DrawRecord:
+    """Three tickets, of which one is given up, a public value, and the order."""
+    for buyer in ("ann", "bob", "eve"):
+        assert (await engine.queue.join(sale.id, buyer)).status is Status.CREATED
+    assert (await engine.queue.leave(sale.id, "bob")).status is Status.DONE
+    close_list(engine, sale)
+    assert await engine.queue.draw(sale.id) is Status.NOT_OPEN
+    assert (await engine.queue.name_value(sale.id, "19 03 22")).status is Status.DONE
+    assert await engine.queue.draw(sale.id) is Status.DONE
+    record = await engine.queue.record(sale.id)
+    assert record is not None
+    return record
+
+
+def close_list(engine: Engine, sale: Sale) -> None:
+    """The moment has come at which the list of tickets closes."""
+    with redis.Redis.from_url(engine.url) as client:
+        client.hset(queue_keys(sale.id)[0], "draw_ms", 0)
+
+
+def drawn_sale() -> Sale:
+    """A sale that opens in an hour, with a draw."""
+    opens_at = datetime.now(UTC) + timedelta(hours=1)
+    return make_sale(
+        opens_at=opens_at,
+        ends_at=opens_at + timedelta(hours=1),
+        admission=Admission(mode="draw", public_value="the lottery's numbers"),
+    )
+
+
+async def test_every_kind_of_event_of_a_queue(engine: Engine, receiver: Receiver) -> None:
+    sale = drawn_sale()
+    await engine.create(sale)
+    record = await draw(engine, sale)
+    await relay_once(engine, endpoint(receiver), sale)
+    bodies = [receiver.bodies[f"{sale.id}:{seq}"] for seq in range(2, 7)]
+    assert [(body["kind"], body["data"], body["order"]) for body in bodies] == [
+        ("queue_opened", {"commitment": record.commitment}, None),
+        ("queue_closed", {"given_out": 3}, None),
+        ("queue_listed", {"tickets": 2, "digest": record.digest}, None),
+        ("queue_valued", {"public_value": "19 03 22"}, None),
+        (
+            "queue_drawn",
+            {
+                "tickets": 2,
+                "digest": record.digest,
+                "seed": record.seed,
+                "public_value": "19 03 22",
+            },
+            None,
+        ),
+    ]
+    assert {body["kind"] for body in bodies} == QUEUE_KINDS
+
+
+def test_a_draw_without_a_public_value_says_so() -> None:
+    event = Event("t", 9, 1, EventKind.QUEUE_DRAWN, None, f"2|{'d' * 64}|{'5' * 64}|")
+    data = json.loads(webhook.event_body(make_sale(), event))["data"]
+    assert data["public_value"] is None
 
 
 async def lose_and_rebuild(engine: Engine, sale: Sale, folder: Path) -> None:
@@ -245,12 +311,21 @@ async def test_the_guide_shows_what_arrives(
     await relay_once(engine, endpoint(receiver), sale)
     await lose_and_rebuild(engine, sale, tmp_path)
     await relay_once(engine, endpoint(receiver), sale)
-    real = {body["kind"]: body for body in receiver.bodies.values() if body["seq"] not in (4, 5)}
+    lottery = drawn_sale()
+    await engine.create(lottery)
+    await draw(engine, lottery)
+    await relay_once(engine, endpoint(receiver), lottery)
+    ids = {"tonight": sale.id, "lottery": lottery.id}
+    real = {
+        body["kind"]: body
+        for body in receiver.bodies.values()
+        if body["kind"] in QUEUE_KINDS or (body["sale"] == sale.id and body["seq"] not in (4, 5))
+    }
     examples = re.findall(r"(?ms)^```\n(\{.*?\})\n```$", text)
     shown = {one["kind"]: one for one in map(json.loads, examples)}
     assert list(shown) == list(EventKind)
     for kind, example in shown.items():
-        adapted = json.loads(json.dumps(example).replace("tonight", sale.id))
+        adapted = json.loads(re.sub("tonight|lottery", lambda m: ids[m[0]], json.dumps(example)))
         assert matches(adapted, real[kind]), (kind, real[kind])
 
 
@@ -421,10 +496,11 @@ async def test_a_down_endpoint_is_asked_now_and_then(
         await until(lambda: relay.turns.down)
         await until(lambda: receiver.busy == 0)
         before, since = receiver.attempts.total(), time.monotonic()
-        await until(lambda: receiver.attempts.total() >= before + 6)
-        # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most.
+        await until(lambda: receiver.attempts.total() >= before + 16)
+        # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most. Eight may have
+        # been on their way when it was found to be down.
         elapsed = time.monotonic() - since
-        assert receiver.attempts.total() - before <= elapsed / 0.1 + 4
+        assert receiver.attempts.total() - before <= elapsed / 0.1 + 4 + 8
         receiver.behave = lambda body, attempt: "204"
         await until(lambda: len(set(receiver.taken)) >= count)
     assert receiver.unseen() == {}

@@ -43,8 +43,10 @@ class QueueMachine(RuleBasedStateMachine):
         stock=st.sampled_from([3, 1, 2, 5, 8, 0]),
         rate=st.sampled_from([0, 0, 1, 4, 100]),
         overbook=st.sampled_from([20, 1, 2, 5]),
+        cart=st.sampled_from([1, 1, 3]),
     )
-    def begin(self, mode: str, stock: int, rate: int, overbook: int) -> None:
+    def begin(self, mode: str, stock: int, rate: int, overbook: int, cart: int) -> None:
+        self.cart = cart
         if mode == "draw":
             rate, overbook = 0, 1
         rules = Rules(mode, stock, rate, overbook, LIFE_MS, HOLD_MS, DRAW_MS)  # type: ignore[arg-type]
@@ -77,6 +79,19 @@ class QueueMachine(RuleBasedStateMachine):
     @rule(which=first)
     def leave_a_place(self, which: int) -> None:
         self.leave(self.twin.line[which % len(self.twin.line)] or BUYERS[0])
+
+    @precondition(lambda self: self.twin.live)
+    @rule()
+    def leave_when_called(self) -> None:
+        """Nobody who was called last wants to buy any more."""
+        for name, step, _, number in self.tokens[-20:]:
+            if step == self.known and self.twin.tickets.get(name) == number:
+                self.leave(name)
+
+    @precondition(lambda self: self.twin.late)
+    @rule(which=first)
+    def leave_late(self, which: int) -> None:
+        self.leave(self.twin.late[which % len(self.twin.late)][0])
 
     @precondition(lambda self: self.twin.closed is not None and self.twin.ranked is None)
     @rule(random=st.randoms(use_true_random=False))
@@ -144,17 +159,19 @@ class QueueMachine(RuleBasedStateMachine):
     # -- orders -------------------------------------------------------------------------------
 
     @precondition(lambda self: self.tokens)
-    @rule(which=first, units=st.sampled_from([1, 1, 1, 2, 3]))
+    @rule(which=first, units=st.sampled_from([0, 0, 1, 2]))
     def buy(self, which: int, units: int) -> None:
         self._buy(self.tokens[-1 - which % min(len(self.tokens), 60)], units)
 
     @precondition(lambda self: self.tokens)
-    @rule(units=st.sampled_from([1, 3]))
+    @rule(units=st.sampled_from([0, 0, 1]))
     def buy_all(self, units: int) -> None:
         for token in self.tokens[-5:]:
             self._buy(token, units)
 
     def _buy(self, token: tuple[str, int, int, int], units: int) -> None:
+        """``units``: 0 for what most buyers of this sale take."""
+        units = units or self.cart
         name, step, at_ms, number = token
         order = f"o{len(self.twin.holds)}"
         turn = (step, self.began_ms + at_ms + LIFE_MS, number)

@@ -17,10 +17,7 @@ MUTATIONS = (
         "step.to, now_ms, step.unused",
     ),
     Mutation("no bound of overbooking", ("admit",), "(count, room, waiting", "(count, waiting"),
-    Mutation(
-        "what many would take holds the line", ("admit",), "if live == 0 then count",
-        "if false then count"
-    ),
+    Mutation("the line stands still", ("admit",), "pace.credit + earned", "pace.credit"),
     Mutation("the rate is ignored", ("admit",), "waiting, credit_at(pace, now_ms)", "waiting"),
     Mutation("a pause is ignored", ("admit",), "if not closed and (not last", "if (not last"),
     Mutation("lapses are not counted", ("admit",), "queue.lapses + step.unused", "queue.lapses"),

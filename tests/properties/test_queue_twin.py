@@ -20,7 +20,7 @@ from tests.properties.queue_mutations import MUTATIONS
 from tests.properties.test_engine_twin import ROUND, SOAK_SECONDS
 
 TWIN = settings(
-    max_examples=120,
+    max_examples=100,
     stateful_step_count=40,
     deadline=None,
     print_blob=True,

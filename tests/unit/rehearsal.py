@@ -14,9 +14,9 @@ from seckill.rehearse.model import Choices
 from seckill.rehearse.simulate import LOOK_MS
 from seckill.status import Status
 from tests.lua.core import Wish
-from tests.lua.queue_core import QueueCore
+from tests.lua.queue_core import Look, QueueCore
 
-__all__ = ["real_evening"]
+__all__ = ["RealEvening"]
 
 
 class Visit(NamedTuple):
@@ -33,12 +33,15 @@ class Visit(NamedTuple):
 class RealEvening:
     """A queue in order of coming, on a server whose sale's clock is moved from event to event.
 
-    Times are as the rehearsal's, milliseconds since the opening.
+    Times are as the rehearsal's, milliseconds since the opening. With a ``seed`` of its own the
+    called make other choices.
     """
 
-    def __init__(self, client: redis.Redis, rules: Rules, crowd: Crowd, habits: Habits) -> None:
+    def __init__(
+        self, client: redis.Redis, rules: Rules, crowd: Crowd, habits: Habits, seed: int = 0
+    ) -> None:
         self.rules, self.crowd = rules, crowd
-        self.choices = Choices(rules, habits, crowd.seed)
+        self.choices = Choices(rules, habits, seed or crowd.seed)
         self.core = QueueCore(client).begin_queue(
             rules.mode,
             rules.units,
@@ -52,16 +55,18 @@ class RealEvening:
         self.events: list[Visit] = []
         self.patient: deque[Visit] = deque()
         self.called_at: dict[int, int] = {}
+        self.looks: dict[int, Look] = {}
         self.joined = self.step = 0
 
-    def run(self, until_ms: int) -> dict[int, int]:
-        for now_ms in range(0, until_ms, LOOK_MS):
+    def run(self, until_ms: int, look_ms: int = LOOK_MS) -> RealEvening:
+        """The evening up to a time: ``called_at`` by buyer, and every look by its time."""
+        for now_ms in range(0, until_ms, look_ms):
             while self.events and self.events[0].at_ms <= now_ms:
                 self.happen(heapq.heappop(self.events))
             self.go_to(now_ms)
             self.join(min(bisect_right(self.crowd.arrivals, now_ms), self.crowd.joined))
             self.admit(now_ms)
-        return self.called_at
+        return self
 
     def go_to(self, at_ms: int) -> None:
         self.core.travel(self.opens_ms + at_ms - self.core.now_ms)
@@ -99,7 +104,8 @@ class RealEvening:
             self.joined = part.stop
 
     def admit(self, now_ms: int) -> None:
-        for step in self.core.admit(self.step).steps:
+        look = self.looks[now_ms] = self.core.admit(self.step)
+        for step in look.steps:
             assert step.at_ms == self.opens_ms + now_ms
             self.step = step.number
             for buyer in range(step.start, step.stop):
@@ -109,10 +115,3 @@ class RealEvening:
                     until_ms = now_ms + self.rules.token_life_ms
                     visit = Visit(now_ms + order_ms, "buy", buyer, self.step, until_ms, pay_ms)
                     heapq.heappush(self.events, visit)
-
-
-def real_evening(
-    client: redis.Redis, rules: Rules, crowd: Crowd, habits: Habits, until_ms: int
-) -> dict[int, int]:
-    """When each buyer is called, by the scripts of the sale."""
-    return RealEvening(client, rules, crowd, habits).run(until_ms)

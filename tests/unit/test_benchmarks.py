@@ -38,6 +38,7 @@ ONE_SERVER = ("--server", find_servers()[0].name)
         ("scale", 1, ()),
         ("http", 4, ONE_SERVER),
         ("drain", 2, ONE_SERVER),
+        ("queue", 6, ONE_SERVER),
     ],
 )
 def test_benchmark_runs_and_gives_every_figure(

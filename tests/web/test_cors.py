@@ -28,6 +28,10 @@ BUYERS = [
     ("GET", f"{ORDERS}/o"),
     ("POST", f"{ORDERS}/o/begin-payment"),
     ("POST", f"{ORDERS}/o/release"),
+    ("POST", "/v1/sales/s/tickets"),
+    ("GET", "/v1/sales/s/tickets/me"),
+    ("DELETE", "/v1/sales/s/tickets/me"),
+    ("GET", "/v1/sales/s/draw"),
 ]
 OTHERS = [
     ("POST", f"{ORDERS}/o/confirm"),
@@ -37,6 +41,8 @@ OTHERS = [
     ("PUT", "/v1/admin/sales/s"),
     ("POST", "/v1/sales/s/orders:batch"),
     ("GET", "/metrics"),
+    ("GET", "/v1/sales/s/draw/tickets"),
+    ("POST", "/v1/admin/sales/s/draw:value"),
     ("GET", "/nothing"),
     ("DELETE", ORDERS),
     ("TRACE", ORDERS),
@@ -83,7 +89,7 @@ async def test_preflight(shop: Client) -> None:
             "Access-Control-Allow-Origin": SHOP,
             "Access-Control-Allow-Methods": method,
             "Access-Control-Allow-Headers": (
-                "Authorization, Content-Type, Idempotency-Key, Seckill-Proof"
+                "Authorization, Content-Type, Idempotency-Key, Seckill-Proof, Seckill-Ticket"
             ),
             "Access-Control-Max-Age": "3600",
         }

@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from functools import cache
 from itertools import count
 from operator import eq
@@ -24,9 +25,11 @@ import uvloop
 from aiohttp import web
 from hypothesis import strategies as st
 
+from seckill.admission import Admission
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import shard_keys
+from seckill.queue import Queue
 from seckill.sale import Sale
 from seckill.server import create_app, hot_route
 from seckill.server.connection import Connection, Connections, Runner
@@ -39,6 +42,8 @@ from tests.web.intake import trusting
 
 SECRET = "s" * 40
 BODY = '{"items":[{"sku":"a","quantity":1}]}'
+# What differs from one order, and from one ticket, to the next.
+_OWN = re.compile(r'"(id|sale|deadline_ms|ticket|token|at_ms|eta_ms|expires_ms)":("[^"]*"|\d+)')
 TIME = b"GET /v1/time HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
@@ -77,6 +82,14 @@ def order(
     )
 
 
+def question(sale: str, ticket: str, *, buyer: str = "ann", more: str = "") -> str:
+    """Where does my ticket stand?"""
+    return (
+        f"GET /v1/sales/{sale}/tickets/me HTTP/1.1\r\nHost: x\r\n"
+        f"Authorization: Bearer {token(buyer)}\r\nSeckill-Ticket: {ticket}\r\n{more}\r\n"
+    )
+
+
 class Answer:
     """What came back."""
 
@@ -94,7 +107,7 @@ class Answer:
         if location:
             assert json.loads(self.body)["order"]["id"] == location.rpartition("/")[2]
             assert location.startswith("/v1/sales/")
-        body = re.sub(r'"(id|sale|deadline_ms)":("[^"]*"|\d+)', r'"\1":0', self.body)
+        body = re.sub(_OWN, r'"\1":0', self.body)
         return self.line, headers, body
 
 
@@ -108,13 +121,14 @@ class Client:
     def send(self, raw: str | bytes) -> None:
         self.writer.write(raw.encode() if isinstance(raw, str) else raw)
 
-    async def answer(self) -> Answer:
+    async def answer(self, *, bodiless: bool = False) -> Answer:
         async with asyncio.timeout(30):
             head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             if head.startswith("HTTP/1.1 100"):
                 head = (await self.reader.readuntil(b"\r\n\r\n")).decode()
             found = re.search(r"Content-Length: (\d+)", head)
-            body = (await self.reader.readexactly(int(found[1]) if found else 0)).decode()
+            length = int(found[1]) if found and not bodiless else 0
+            body = (await self.reader.readexactly(length)).decode()
         return Answer(head, body)
 
     async def ask(self, raw: str | bytes) -> Answer:
@@ -139,7 +153,7 @@ class Site:
 
     @property
     def hits(self) -> int:
-        return self.intake.metrics.hot_orders
+        return self.intake.metrics.hot_orders + self.intake.metrics.hot_places
 
     @property
     def connections(self) -> Connections:
@@ -168,6 +182,17 @@ class Site:
         # Its lane is opened by the first order.
         assert (await self.engine.reserve(sale.id, "first", "k", {"a": 1})).ok
         return sale
+
+    async def open_queue(self, *buyers: str, **fields: Any) -> tuple[Sale, list[str]]:
+        """A sale that nobody is called in yet, and the tickets of these buyers."""
+        opens_at = datetime.now(UTC) + timedelta(hours=2)
+        defaults = {"opens_at": opens_at, "ends_at": opens_at + timedelta(hours=1)}
+        admission = Admission(mode="queue")
+        sale = make_sale({"a": 10}, **(defaults | fields), admission=admission)
+        await self.engine.create(sale)
+        await self.engine.open(sale.id)
+        places = [(await self.engine.queue.join(sale.id, buyer)).place for buyer in buyers]
+        return sale, [place.ticket for place in places if place is not None]
 
     async def known(self, *buyers: str) -> None:
         """Makes these buyers' tokens known."""
@@ -305,6 +330,165 @@ async def test_both_ways_answer_alike(redis_server: EmbeddedServer) -> None:
     assert said[0][1] == said[1][1]
     lines = [line.split()[1] for line, *_ in said[0][0]]
     assert lines[:6] == ["201", "200", "409", "201", "422", "409"]
+
+
+def questions(sale: str, plain: str, tickets: list[str]) -> list[tuple[str, bool]]:
+    """The same for questions of ann and bob for their places; ``plain`` is a sale without any."""
+    mine, bobs = tickets
+    good = question(sale, mine)
+    return [
+        (good, True),
+        (question(sale, bobs, buyer="bob"), True),
+        (question(sale, bobs), True),
+        (question(sale, "x"), True),
+        (question(sale, ""), True),
+        (question(sale, "秒"), True),
+        (good.replace("Seckill-Ticket", "seckill-ticket").replace("Host", "hOST"), True),
+        (question(sale, mine, more="Content-Type: text/plain\r\n"), True),
+        (question(sale, mine, more="Idempotency-Key: k\r\n"), True),
+        (question(sale, mine, more="Content-Length: 0\r\n"), True),
+        (question(sale, mine, more="If-None-Match: *\r\nRange: bytes=0-1\r\n"), True),
+        (question(sale, mine, buyer="eve"), False),
+        (question(sale, mine, buyer="eve"), True),
+        (question(sale, mine, more=f"Seckill-Ticket: {mine}\r\n"), False),
+        (good.replace(f"Seckill-Ticket: {mine}\r\n", ""), False),
+        (question(sale, mine, more="Seckill-Buyer: bob\r\n"), False),
+        (question(sale, mine, more=f"Authorization: Bearer {token('bob')}\r\n"), False),
+        (question(sale, mine, more="Expect: 100-continue\r\n"), False),
+        (question(sale, mine, more="Upgrade: h2c\r\n"), False),
+        (question(sale, mine, more="Content-Encoding: identity\r\n"), False),
+        (question(sale, mine, more="Content-Length: 2\r\n") + "{}", False),
+        (question(sale, mine, more="Transfer-Encoding: chunked\r\n") + "0\r\n\r\n", False),
+        (re.sub(r"Authorization: .*\r\n", "", good), False),
+        (re.sub(r"Bearer \S+", "Bearer nonsense", good), False),
+        (good.replace(token("ann"), token("ann", -60)), False),
+        (question(plain, mine), False),
+        (question("none", mine), False),
+        (good.replace("/me", "/me?a=1"), False),
+        (good.replace("/me", "/me/"), False),
+        (good.replace("/me", "/m%65"), False),
+        (good.replace("GET ", "GET http://x"), False),
+        (good.replace("GET", "HEAD", 1), False),
+        (good.replace("GET", "POST", 1), False),
+        (question(sale, mine, more="Connection: close\r\n"), False),
+        (good.replace("HTTP/1.1", "HTTP/1.0"), False),
+        (good.replace("GET", "DELETE", 1), False),
+        (good, True),
+        (order(sale), True),
+    ]
+
+
+async def test_places_are_told_alike(redis_server: EmbeddedServer) -> None:
+    said = []
+    for hot in (True, False):
+        async with serving(redis_server.url, server={"hot_route": hot}) as site:
+            await site.known("ann", "bob")
+            plain = await site.open_sale()
+            sale, tickets = await site.open_queue("ann", "bob")
+            # The lane of its orders is opened by the first.
+            assert not (await site.engine.reserve(sale.id, "ann", "k", {"a": 1})).ok
+            client, answers = await site.connect(), []
+            for raw, is_hot in questions(sale.id, plain.id, tickets):
+                before = site.hits
+                client.send(raw)
+                answer = await client.answer(bodiless=raw.startswith("HEAD"))
+                answers.append(answer.plain())
+                assert site.hits - before == (hot and is_hot), raw
+                if not is_hot:
+                    client.writer.close()
+                    client = await site.connect()
+            assert site.intake.in_flight == 0
+            counted = {
+                key: answers.count
+                for key, answers in site.intake.metrics._answers.items()
+                if key[0] in ("place", "leave")
+            }
+        said.append((answers, counted))
+    asked = questions("…", "…", ["…", "…"])
+    for (raw, _), quick, slow in zip(asked, said[0][0], said[1][0], strict=True):
+        assert quick == slow, raw
+    assert said[0][1] == said[1][1]
+    lines = [line.split()[1] for line, *_ in said[0][0]]
+    assert lines[:4] == ["200", "200", "404", "404"]
+
+
+async def test_a_queue_that_was_not_seen_for_a_while(site: Site) -> None:
+    """What would have to be guessed is asked, by orders as well."""
+    sale, (ticket,) = await site.open_queue("ann", opens_at=datetime.now(UTC))
+    assert (await site.engine.reserve(sale.id, "ann", "k", {"a": 1})).ok is False
+    client = await site.connect()
+    shard = site.engine.at_hand(sale.id)
+    assert shard is not None
+    assert shard.queue is not None
+    for raw in (question(sale.id, ticket), order(sale.id)):
+        before = site.hits
+        shard.queue._looked_s -= 60
+        assert (await client.ask(raw)).http < 500
+        assert site.hits == before
+        assert (await client.ask(raw)).http < 500
+        assert site.hits == before + 1
+
+
+async def test_how_often_a_place_may_be_asked(redis_server: EmbeddedServer) -> None:
+    said = []
+    for hot in (True, False):
+        limits = {"buyer_per_s": 0.01, "buyer_burst": 3}
+        async with serving(redis_server.url, limits=limits, server={"hot_route": hot}) as site:
+            await site.known("ann")
+            sale, (ticket,) = await site.open_queue("ann")
+            client = await site.connect()
+            answers = [await client.ask(question(sale.id, ticket)) for _ in range(4)]
+            said.append([answer.http for answer in answers])
+            assert answers[-1].headers["Retry-After"] == "100"
+            assert site.hits == 4 * hot
+            assert site.intake.in_flight == 0
+    assert said == [[200, 200, 429, 429]] * 2
+
+
+async def test_places_among_other_requests(site: Site) -> None:
+    sale, (ticket,) = await site.open_queue("ann")
+    asked, plain = question(sale.id, ticket), await site.open_sale()
+    client = await site.connect()
+    for _ in range(40):
+        assert '"waiting"' in (await client.ask(asked)).body
+    assert site.hits == 40
+    # Several in one read are aiohttp's, in their order.
+    client.send(asked.encode() + TIME + asked.encode())
+    answers = [await client.answer() for _ in range(3)]
+    assert ["now_ms" in answer.body for answer in answers] == [False, True, False]
+    assert site.hits == 40
+    # So is what comes while an order is under way, and what comes in parts.
+    async with paused(site):
+        client.send(order(plain.id))
+        await under_way(site)
+        client.send(asked)
+        await asyncio.sleep(0.05)
+    assert [(await client.answer()).http for _ in range(2)] == [201, 200]
+    client.send(asked[:50])
+    await asyncio.sleep(0.02)
+    assert (await client.ask(asked[50:])).http == 200
+    assert site.hits == 41
+
+
+async def test_a_place_that_fails_has_its_line(
+    site: Site, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    sale, (ticket,) = await site.open_queue("ann")
+    client = await site.connect()
+
+    def broken(*_: object) -> None:
+        raise ValueError("a bug")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Queue, "place_of", broken)
+        answer = await client.ask(question(sale.id, ticket))
+    assert answer.http == 500
+    assert answer.headers["X-Request-Id"] in answer.body
+    (record,) = [r for r in caplog.records if r.name == "seckill.server"]
+    assert record.__dict__["route"] == "/v1/sales/{sale}/tickets/me"
+    assert ticket not in caplog.text
+    assert (await client.ask(question(sale.id, ticket))).http == 200
+    assert (site.hits, site.intake.in_flight) == (2, 0)
 
 
 async def test_how_often_a_buyer_may_ask(redis_server: EmbeddedServer) -> None:
@@ -641,6 +825,8 @@ class Twin(threading.Thread):
         self._url = url
         self._ready = threading.Event()
         self.sales: list[str] = []
+        self.queues: list[str] = []
+        self.tickets: list[str] = []
         self.ports: list[int] = []
         self.hits: list[int] = []
 
@@ -659,6 +845,9 @@ class Twin(threading.Thread):
                 site = await stack.enter_async_context(serving(self._url, server=server))
                 await site.known("ann", "bob")
                 self.sales.append((await site.open_sale(units=100_000)).id)
+                queue, tickets = await site.open_queue("ann")
+                self.queues.append(queue.id)
+                self.tickets += tickets
                 self.ports.append(site.port)
                 sites.append(site)
             self._ready.set()
@@ -681,7 +870,7 @@ class Twin(threading.Thread):
         of a head that does not end it depends on the reads, too, whether it is watched. Whoever
         goes on sending to a server that has hung up may never see what that has said before.
         """
-        sale, said, whole = self.sales[which].encode(), b"", True
+        said, whole = b"", True
         with socket.create_connection(("127.0.0.1", self.ports[which]), timeout=60) as sock:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             try:
@@ -692,7 +881,9 @@ class Twin(threading.Thread):
                     said += got
             except ConnectionError:
                 whole = False
-        answers = list(_told(said.replace(sale, b"S" * len(sale)).decode()))
+        for own in (self.sales[which], self.queues[which], self.tickets[which]):
+            said = said.replace(own.encode(), b"S" * len(own))
+        answers = list(_told(said.decode()))
         if not whole:
             answers = answers[:-1]
         elif not answers or answers[-1][0] in _BROKEN:
@@ -713,7 +904,7 @@ def _told(said: str) -> Iterator[tuple[Any, ...]]:
         headers.pop("date", None)
         if "text/plain" in headers.get("content-type", ""):
             body = ""  # aiohttp quotes what it had read when it could make no sense of it.
-        body = re.sub(r'"(deadline_ms|server_ms|now_ms)":\d+', r'"\1":0', body)
+        body = re.sub(r'"(deadline_ms|server_ms|now_ms|at_ms|eta_ms)":\d+', r'"\1":0', body)
         # Ids are digests of the sale's name, among others.
         text = [re.sub(r"00[0-9a-f]{22}", "ORDER", part) for part in (str(headers), body)]
         yield (line, length, *text)
@@ -786,10 +977,47 @@ def requests(draw: st.DrawFn) -> bytes:
     return head.encode() + body
 
 
+TICKETS = st.sampled_from([*["TICKET"] * 20, "", "x", "A" * 28])
+PLACES = st.sampled_from(
+    [
+        *["/v1/sales/QUEUE/tickets/me"] * 30,
+        *(
+            "/v1/sales/QUEUE/tickets/me?",
+            "/v1/sales/QUEUE/tickets/me#a",
+            "/v1/sales/SALE/tickets/me",
+        ),
+        *(
+            "/v1/sales/none/tickets/me",
+            "/v1/sales/QUEUE/tickets/m%65",
+            "http://x/v1/sales/QUEUE/tickets/me",
+        ),
+    ]
+)
+
+
+@st.composite
+def inquiries(draw: st.DrawFn) -> bytes:
+    """A question for a place, or nearly."""
+    lines = [
+        "Host: x\r\n",
+        f"Authorization: Bearer {token(draw(NAMES))}\r\n",
+        f"Seckill-Ticket: {draw(TICKETS)}\r\n",
+        draw(MORE),
+    ]
+    if draw(st.integers(0, 4)) == 0:
+        lines = draw(st.permutations(lines))
+    if draw(st.integers(0, 9)) == 0:
+        del lines[draw(st.integers(0, len(lines) - 1))]
+    method = draw(st.sampled_from(["GET"] * 30 + ["HEAD", "POST"]))
+    version = draw(st.sampled_from(["1.1"] * 30 + ["1.0"]))
+    return f"{method} {draw(PLACES)} HTTP/{version}\r\n{''.join(lines)}\r\n".encode()
+
+
 @st.composite
 def conversations(draw: st.DrawFn) -> tuple[bytes, list[int]]:
     """What is sent on one connection, and where it is cut into pieces."""
-    parts = [TIME if draw(st.integers(0, 5)) == 0 else draw(requests()) for _ in range(3)]
+    kinds = st.sampled_from([st.just(TIME), *[requests()] * 3, *[inquiries()] * 2])
+    parts = [draw(draw(kinds)) for _ in range(3)]
     raw = b"".join(parts)
     cuts = [len(parts[0]), len(parts[0] + parts[1]), len(raw)]
     if draw(st.integers(0, 3)) == 0:
@@ -821,6 +1049,12 @@ def _quiet() -> Iterator[None]:
     log.setLevel(logging.NOTSET)
 
 
+def _filled(piece: bytes, own: dict[bytes, bytes]) -> bytes:
+    for name, value in own.items():
+        piece = piece.replace(name, value)
+    return piece
+
+
 @pytest.mark.usefixtures("_quiet")
 @hypothesis.settings(max_examples=120, deadline=None)
 @hypothesis.given(conversations())
@@ -831,7 +1065,9 @@ def test_whatever_is_sent(twin: Twin, conversation: tuple[bytes, list[int]]) -> 
     said = []
     for which, sale in enumerate(twin.sales):
         pieces = [raw[a:b] for a, b in zip([0, *cuts], [*cuts, len(raw)], strict=True)]
-        named = [p.replace(b"SALE", sale.encode()).replace(b"KEY", key) for p in pieces]
+        own = {b"SALE": sale.encode(), b"QUEUE": twin.queues[which].encode(), b"KEY": key}
+        own[b"TICKET"] = twin.tickets[which].encode()
+        named = [_filled(piece, own) for piece in pieces]
         said.append(twin.ask(which, [piece for piece in named if piece]))
     (quick, quick_whole), (slow, slow_whole) = said
     if quick_whole and slow_whole:

@@ -19,6 +19,7 @@ import aiohttp
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from seckill.admission import Admission
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import group_keys, shard_keys, stream_key
@@ -193,11 +194,13 @@ async def test_numbers_go_on_after_a_scrape(engine: Engine) -> None:
 
 @pytest.mark.usefixtures("mode")
 async def test_every_family_is_shown_and_well_formed(engine: Engine) -> None:
-    sale = await open_sale(engine)
-    await engine.reserve(sale.id, "b1", "k1", {"a": 1})
+    sale = await open_sale(engine, admission=Admission(mode="queue"))
+    await engine.queue.join(sale.id, "b1")
     await make_group(engine._calls.client, stream_key(sale.id), "mall")
     async with started(engine) as metrics:
         metrics.answered("reserve", "created", 0.001)
+        metrics.answered("join", "created", 0.001)
+        metrics.answered("place", "ok", 0.001)
         text = (await metrics.render()).decode()
     shown = {family.name: family for family in text_string_to_metric_families(text)}
     assert {name for name in shown if not name.startswith("seckill_")} == set()

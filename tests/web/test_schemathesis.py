@@ -8,6 +8,7 @@ import asyncio
 import json
 import secrets
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from pathlib import Path
 from threading import Thread
@@ -19,6 +20,7 @@ import uvloop
 from hypothesis import HealthCheck, settings
 from schemathesis.core.parameters import ParameterLocation
 
+from seckill.admission import Admission
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.server import create_app
@@ -43,6 +45,7 @@ SETTINGS = Settings(
     limits=Limits(buyer_per_s=0),
 )
 SALE = "schemathesis"
+DRAW = "schemathesis-draw"
 
 
 def described() -> dict[str, Any]:
@@ -84,6 +87,11 @@ class Live:
             await engine.open(sale.id)
             order = (await engine.reserve(sale.id, "buyer-7", "k", {"MUG": 1})).order
             assert order is not None
+            draw_at = datetime.now(UTC) + timedelta(hours=1)
+            admission = Admission(mode="draw", draw_at=draw_at, public_value="anything")
+            window = {"opens_at": draw_at, "ends_at": draw_at + timedelta(hours=1)}
+            await engine.create(make_sale({"MUG": 5}, id=DRAW, **window, admission=admission))
+            await engine.open(DRAW)
             self.order, self.base = order.id, base
             await self._ended.wait()
 
@@ -104,7 +112,8 @@ def test_what_is_promised_is_kept(case: schemathesis.Case, live: Live) -> None:
     negative = case.meta.is_negative_at if case.meta else lambda _: False
     if case.path_parameters and not negative(ParameterLocation.PATH):
         # Made-up names lead nowhere, so every other case is about what is there.
-        known = {"sale": SALE, "order": live.order}
+        tickets = "Queue" in case.operation.definition.raw["tags"]
+        known = {"sale": DRAW if tickets else SALE, "order": live.order}
         if hash(str(case.body)) % 2 and case.method != "PUT":
             case.path_parameters |= {n: known[n] for n in case.path_parameters if n in known}
     elif ":" in str(case.path_parameters):

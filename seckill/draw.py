@@ -21,6 +21,7 @@ from msgspec import Meta
 from seckill.admission import WEIGHT_MAX
 from seckill.checks import TIME_MS_MAX, TIME_MS_MIN, check_text, show
 from seckill.errors import InvalidInput
+from seckill.keyed import keyed_hmac
 
 __all__ = [
     "FORMAT",
@@ -40,6 +41,7 @@ __all__ = [
     "rank_steps",
     "ranks_of",
     "salt_of",
+    "salts",
     "score_of",
     "ticket_line",
     "ticket_lines",
@@ -72,7 +74,13 @@ def commitment_of(seed: bytes) -> str:
 def salt_of(list_secret: bytes, buyer: str) -> bytes:
     """The 16 bytes that a buyer is given with the ticket. The list secret (32 random bytes, new for
     every sale) stays on the server: with it, anybody could look buyers up in the list."""
-    return _hmac_sha256(list_secret)(buyer.encode())[:SALT_BYTES]
+    return salts(list_secret)(buyer)
+
+
+def salts(list_secret: bytes) -> Callable[[str], bytes]:
+    """``salt_of`` with one list secret, for many buyers."""
+    keyed = keyed_hmac(list_secret)
+    return lambda buyer: keyed(buyer.encode())[:SALT_BYTES]
 
 
 def holder_of(salt: bytes, buyer: str) -> str:
@@ -83,8 +91,8 @@ def holder_of(salt: bytes, buyer: str) -> str:
 
 def holders(list_secret: bytes) -> Callable[[str], str]:
     """``holder_of(salt_of(list_secret, buyer), buyer)``, in half the time for a whole list."""
-    keyed = _hmac_sha256(list_secret)
-    return lambda buyer: holder_of(keyed(buyer.encode())[:SALT_BYTES], buyer)
+    salt = salts(list_secret)
+    return lambda buyer: holder_of(salt(buyer), buyer)
 
 
 # -- the ticket list ----------------------------------------------------------------------------
@@ -261,7 +269,7 @@ def drain(steps: Generator[None, None, T]) -> T:
 
 def _scorer(mix: bytes) -> Callable[[int, int], bytes]:
     """``score_of`` of one mix, four times as fast."""
-    keyed = _hmac_sha256(mix)
+    keyed = keyed_hmac(mix)
 
     def score(number: int, weight: int) -> bytes:
         if weight == 1:
@@ -272,23 +280,6 @@ def _scorer(mix: bytes) -> Callable[[int, int], bytes]:
         return min([keyed(b"%d %d" % (number, lot)) for lot in range(weight)])
 
     return score
-
-
-def _hmac_sha256(key: bytes) -> Callable[[bytes], bytes]:
-    """HMAC-SHA-256 (RFC 2104) with one key of 32 bytes for many short messages. The library's own
-    sets the key up anew for each, which costs more than the message."""
-    _check_bytes("key", key, SEED_BYTES)
-    block = key.ljust(64, b"\0")
-    inner = hashlib.sha256(bytes(byte ^ 0x36 for byte in block)).copy
-    outer = hashlib.sha256(bytes(byte ^ 0x5C for byte in block)).copy
-
-    def keyed(message: bytes) -> bytes:
-        first, second = inner(), outer()
-        first.update(message)
-        second.update(first.digest())
-        return second.digest()
-
-    return keyed
 
 
 def _check_bytes(field: str, value: bytes, size: int) -> None:

@@ -15,13 +15,14 @@ import logging
 import secrets
 from array import array
 from bisect import bisect_right
+from collections.abc import Callable
 from time import monotonic
 from typing import Any, Final, Literal
 
 import msgspec
 
 from seckill.calls import Calls
-from seckill.draw import NO_RANK, SEED_BYTES, commitment_of, salt_of
+from seckill.draw import NO_RANK, SEED_BYTES, commitment_of, salts
 from seckill.eta import WINDOW_MS, eta_ms, lapse_ms, pace_per_s
 from seckill.keys import queue_keys, shard_keys
 from seckill.sale import Sale
@@ -103,7 +104,8 @@ class Queue:
         self.view = _NOTHING
         # Nothing is ever signed or verified with this one: the first look brings the sale's own.
         self.tokens = Keys(sale.id, (new_key(),))
-        self._secret = b""
+        # No salt is ever told before the first look, which brings the sale's own.
+        self._salt_of: Callable[[str], bytes] = salts(bytes(SEED_BYTES))
         self._steps: list[tuple[int, int, int, int]] = []
         self._firsts: list[int] = []
         self._ranks = array("I")
@@ -152,7 +154,7 @@ class Queue:
         Only while ``fresh``."""
         view = self.view
         ticket = ticket or self.tokens.ticket(buyer, number)
-        salt = salt_of(self._secret, buyer).hex() if self.admission.is_drawn else ""
+        salt = self._salt_of(buyer).hex() if self.admission.is_drawn else ""
 
         def place(phase: Phase, **more: Any) -> Place:
             return Place(
@@ -329,7 +331,7 @@ class Queue:
 
     async def _read_secret(self) -> None:
         found = await self.calls.attempt(lambda: self.calls.client.hget(self.keys[7], "secret"))
-        self._secret = bytes.fromhex((found or b"").decode())
+        self._salt_of = salts(bytes.fromhex((found or b"").decode()))
 
     async def _read_ranks(self) -> array[int]:
         client, raw = self.calls.client, b""

@@ -22,6 +22,7 @@ from typing import Final
 
 import msgspec
 
+from seckill.keyed import keyed_hmac
 from seckill.status import Status
 
 __all__ = ["KEYS_MAX", "Keys", "Token", "new_key"]
@@ -59,39 +60,40 @@ class Keys:
         self.texts = tuple(keys)
         self._sale = sale
         self._sale_digest = blake2b(sale.encode(), digest_size=_SALE_BYTES).digest()
-        self._secrets = {_key_id(key): bytes.fromhex(key) for key in reversed(self.texts)}
+        self._signers = {_key_id(key): _Signer(key) for key in reversed(self.texts)}
         self._id = _key_id(self.texts[0])
+        self._ticket_text = b"ticket\0%b\0" % sale.encode()
 
     def ticket(self, buyer: str, number: int) -> str:
         """The ticket of this number."""
         head = bytes((self._id,)) + number.to_bytes(5)
-        return _text(head + self._ticket_signature(self._secrets[self._id], head, buyer))
+        return _text(head + self._ticket_signature(self._signers[self._id], head, buyer))
 
     def number(self, buyer: str, ticket: str) -> int | None:
         """The number of a ticket that was made for this buyer of this sale; None for any other."""
         raw = _raw(ticket, _TICKET_BYTES)
-        if raw is None or (secret := self._secrets.get(raw[0])) is None:
+        if raw is None or (signer := self._signers.get(raw[0])) is None:
             return None
         head = raw[:_TICKET_SIGNED]
         if not hmac.compare_digest(
-            raw[_TICKET_SIGNED:], self._ticket_signature(secret, head, buyer)
+            raw[_TICKET_SIGNED:], self._ticket_signature(signer, head, buyer)
         ):
             return None
         return int.from_bytes(head[1:])
 
     def token(self, buyer: str, number: int, step: int, expires_ms: int) -> str:
         """The token of a ticket that a step has called. The same for the same, everywhere."""
-        secret = self._secrets[self._id]
+        signer = self._signers[self._id]
         parts = (
             bytes((self._id,)),
             number.to_bytes(5),
             step.to_bytes(4),
             expires_ms.to_bytes(6),
             self._sale_digest,
-            _buyer_digest(secret, buyer),
+            _buyer_digest(signer, buyer),
         )
         body = b"".join(parts)
-        return _text(body + _token_signature(secret, body))
+        return _text(body + _token_signature(signer, body))
 
     def read(self, buyer: str, token: str, now_ms: float) -> Token | Status:
         """A token's content, or why this buyer can't order with it at this moment: TOKEN_NEEDED,
@@ -112,28 +114,36 @@ class Keys:
         # Told from the name alone: the signature can't be looked at without the other sale's key.
         if body[16:24] != self._sale_digest:
             return Status.TOKEN_OTHER_SALE
-        secret = self._secrets.get(raw[0])
-        if secret is None:
+        signer = self._signers.get(raw[0])
+        if signer is None:
             return Status.TOKEN_RETIRED
-        if not hmac.compare_digest(raw[_TOKEN_SIGNED:], _token_signature(secret, body)):
+        if not hmac.compare_digest(raw[_TOKEN_SIGNED:], _token_signature(signer, body)):
             return Status.TOKEN_INVALID
-        if not hmac.compare_digest(body[24:], _buyer_digest(secret, buyer)):
+        if not hmac.compare_digest(body[24:], _buyer_digest(signer, buyer)):
             return Status.TOKEN_OTHER_BUYER
         return Token(
             int.from_bytes(body[1:6]), int.from_bytes(body[6:10]), int.from_bytes(body[10:16])
         )
 
-    def _ticket_signature(self, secret: bytes, head: bytes, buyer: str) -> bytes:
-        text = b"ticket\0%b\0%b\0%b" % (self._sale.encode(), buyer.encode(), head)
-        return hmac.digest(secret, text, "sha256")[: _TICKET_BYTES - _TICKET_SIGNED]
+    def _ticket_signature(self, signer: _Signer, head: bytes, buyer: str) -> bytes:
+        text = b"%b%b\0%b" % (self._ticket_text, buyer.encode(), head)
+        return signer.sign(text)[: _TICKET_BYTES - _TICKET_SIGNED]
 
 
-def _token_signature(secret: bytes, body: bytes) -> bytes:
-    return hmac.digest(secret, b"token\0" + body, "sha256")[: _TOKEN_BYTES - _TOKEN_SIGNED]
+class _Signer:
+    """One key, set up once."""
+
+    def __init__(self, key: str) -> None:
+        self.secret = bytes.fromhex(key)
+        self.sign = keyed_hmac(self.secret)
 
 
-def _buyer_digest(secret: bytes, buyer: str) -> bytes:
-    return blake2b(buyer.encode(), key=secret, digest_size=_BUYER_BYTES).digest()
+def _token_signature(signer: _Signer, body: bytes) -> bytes:
+    return signer.sign(b"token\0" + body)[: _TOKEN_BYTES - _TOKEN_SIGNED]
+
+
+def _buyer_digest(signer: _Signer, buyer: str) -> bytes:
+    return blake2b(buyer.encode(), key=signer.secret, digest_size=_BUYER_BYTES).digest()
 
 
 def _key_id(key: str) -> int:

@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +26,18 @@ import pytest
 import redis
 
 from seckill import redis as servers
+from seckill.admission import Admission
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine as AsyncEngine
 from seckill.errors import EngineClosed, EventsTrimmed, InvalidInput, RedisUnavailable, UnknownSale
 from seckill.keys import stream_key
 from seckill.order import Outcome, State, Wish
+from seckill.queues import Queues as AsyncQueues
 from seckill.sale import Sale
 from seckill.status import Status
 from seckill.stream import EventKind
 from seckill.sync import Engine
+from seckill.sync_queues import Queues
 from tests.support import make_sale, new_sale_id
 
 ROOT = Path(__file__).parents[2]
@@ -99,6 +103,52 @@ def test_the_two_engines_say_the_same_words() -> None:
         assert inspect.getdoc(other) == inspect.getdoc(verb), name
     options, _, _ = inspect.getdoc(AsyncEngine).rpartition("\n\n")
     assert inspect.getdoc(Engine).startswith(options)
+
+
+# For an engine's own sweeps and its end.
+INSIDE = {"keep", "aclose"}
+
+
+def test_the_two_queues_say_the_same_words() -> None:
+    theirs = {name: verb for name, verb in verbs(AsyncQueues).items() if name not in INSIDE}
+    ours = verbs(Queues)
+    assert sorted(ours) == sorted(theirs)
+    for name in theirs.keys() - {"__init__"}:
+        assert shape(ours[name]) == shape(theirs[name]), name
+        assert inspect.getdoc(ours[name]) == inspect.getdoc(theirs[name]), name
+
+
+def test_a_draw_from_a_thread(engine: Engine) -> None:
+    draw_at = datetime.now(UTC) + timedelta(seconds=2)
+    sale = open_sale(engine, {"a": 1}, admission=Admission(mode="draw", draw_at=draw_at))
+    queue = engine.queue
+    tickets = {}
+    for buyer in ("ann", "bob"):
+        joined = queue.join(sale.id, buyer)
+        assert joined.status is Status.CREATED
+        assert joined.place is not None
+        tickets[buyer] = joined.place.ticket
+    assert queue.rotate("nope").status is Status.UNKNOWN_SALE
+    assert queue.name_value(sale.id, "7").status is Status.NO_QUEUE
+    assert list(queue.tickets(sale.id)) == []
+    limit_s = time.monotonic() + 60
+    while queue.draw(sale.id) is not Status.ALREADY:
+        assert time.monotonic() < limit_s
+        time.sleep(0.05)
+    record = queue.record(sale.id)
+    assert record is not None
+    assert record.commitment == queue.commitment(sale.id)
+    assert b"".join(queue.tickets(sale.id)).count(b"\n") == 1 + record.tickets == 3
+    assert queue.views()[sale.id].closed == 2
+    with pytest.raises(UnknownSale):
+        list(queue.tickets("nope"))
+    places = {buyer: queue.place(sale.id, buyer, ticket) for buyer, ticket in tickets.items()}
+    tokens = {buyer: found.place.token for buyer, found in places.items() if found.place}
+    assert sorted(map(bool, tokens.values())) == [False, True]
+    [winner] = [buyer for buyer, token in tokens.items() if token]
+    bought = engine.reserve(sale.id, winner, "k", {"a": 1}, token=tokens[winner])
+    assert bought.status is Status.CREATED
+    assert queue.leave(sale.id, winner).status is Status.DONE
 
 
 def test_a_sale_from_beginning_to_end(engine: Engine) -> None:

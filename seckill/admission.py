@@ -48,7 +48,8 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     ``rate_per_s`` is how many tickets are called in a second at most: what the mall behind the
     engine can bear. A draw calls everybody who has won at once. ``token_life_ms`` is how long a
     called buyer may buy. ``overbook_max`` bounds how many may be called for each unit that is left,
-    while the sale learns how many of them come; a draw never calls more than there are units.
+    while the sale learns how many of them come (a token counts by the chance it has left, as
+    against a new one); a draw never calls more than there are units.
     ``joins_at`` is when tickets can first be taken, None: as soon as the sale is created.
     ``draw_at`` (shuffle and draw) is when the list of tickets closes, None: when the sale opens.
     ``weights`` (draw) maps a member tier to the number of lots of its tickets, 1 for all others.

@@ -10,6 +10,7 @@ from seckill.engine import Engine as AsyncEngine
 from seckill.queues import Queues as AsyncQueues
 
 if TYPE_CHECKING:
+    from seckill.lane import Lane
     from seckill.queue import View
     from seckill.sync import Engine
 
@@ -61,5 +62,13 @@ class Queues:
 
         async def look(engine: AsyncEngine) -> dict[str, View]:
             return engine.queue.views()
+
+        return self._engine._call(look)
+
+    def lanes(self) -> dict[str, Lane]:
+        """The lanes of those who join that are open here, by sale, for whoever counts."""
+
+        async def look(engine: AsyncEngine) -> dict[str, Lane]:
+            return engine.queue.lanes()
 
         return self._engine._call(look)

@@ -116,7 +116,7 @@ def test_a_draw_is_followed_settled_and_published(
     assert json.loads((folder / "draw.json").read_text())["public_value"] == "3 9 27"
     assert sorted(file.name for file in folder.iterdir()) == ["draw.json", "tickets.txt"]
     files = [str(folder / "draw.json"), str(folder / "tickets.txt")]
-    proof = seckill("verify-draw", *files, "--commitment", commitment)
+    proof = run_seckill("verify-draw", *files, "--commitment", commitment, cwd=tmp_path)
     assert (proof.code, "3 tickets" in proof.out) == (0, True)
     (tmp_path / "file").touch()
     bad = seckill("draw", "export", sale, str(tmp_path / "file"))

@@ -70,6 +70,8 @@ GUIDES = (
     "operations",
     "observability",
     "settings",
+    "queue",
+    "fair-draw",
 )
 # Run by tests/ledger/test_guides.py, because something must have happened before each part.
 LEDGER_GUIDES = ("handoff", "recovery")

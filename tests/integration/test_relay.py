@@ -497,8 +497,8 @@ async def test_a_down_endpoint_is_asked_now_and_then(
         await until(lambda: receiver.busy == 0)
         before, since = receiver.attempts.total(), time.monotonic()
         await until(lambda: receiver.attempts.total() >= before + 16)
-        # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most. Eight may have
-        # been on their way when it was found to be down.
+        # One attempt each 0.1 to 0.2 s, though 200 orders wait for 0.05 s at the most. Eight may
+        # have been on their way when it was found to be down.
         elapsed = time.monotonic() - since
         assert receiver.attempts.total() - before <= elapsed / 0.1 + 4 + 8
         receiver.behave = lambda body, attempt: "204"

@@ -13,7 +13,7 @@ import pytest
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
-from seckill.server import wire
+from seckill.server import wire, wire_queue
 from seckill.server.app import ROUTES
 from seckill.server.openapi import every_kind
 from seckill.server.operation import operation_of
@@ -94,8 +94,12 @@ def test_every_endpoint() -> None:
             assert sorted(codes) == sorted(kind.code for kind in operation.good), key
 
 
-@pytest.mark.parametrize("what", ["an order", "a problem"])
+@pytest.mark.parametrize("what", ["an order", "a problem", "a place"])
 def test_every_field(what: str) -> None:
-    document = {"an order": wire.OrderDocument, "a problem": wire.ProblemDocument}[what]
+    document = {
+        "an order": wire.OrderDocument,
+        "a problem": wire.ProblemDocument,
+        "a place": wire_queue.PlaceDocument,
+    }[what]
     rows = table(GUIDE, f"field of {what}")
     assert [row[0] for row in rows] == list(document.__struct_fields__)

@@ -58,7 +58,7 @@ async def until_page(intake: Intake, sale: Sale, field: str) -> DrawRecord:
 
 
 async def test_a_draw_from_the_commitment_to_the_seed(intake: Intake) -> None:
-    sale = await draw_in(intake, 800, public_value=PUBLIC, weights=(("gold", 3),))
+    sale = await draw_in(intake, 3_000, public_value=PUBLIC, weights=(("gold", 3),))
     at = f"/v1/sales/{sale.id}"
     assert (await intake.get(at)).json["admission"] == {
         "mode": "draw",
@@ -221,7 +221,7 @@ async def test_no_admission_may_be_said_aloud(intake: Intake) -> None:
 async def test_a_tier_weighs(redis_server: EmbeddedServer) -> None:
     """The tier of the buyer's user token, and nobody else's word."""
 
-    draw_at = datetime.now(UTC) + timedelta(milliseconds=700)
+    draw_at = datetime.now(UTC) + timedelta(seconds=2)
     admission = Admission(mode="draw", draw_at=draw_at, weights=(("gold", 3),))
     users = {"secrets": [SECRET], "tier_claim": "tier"}
     async with serving(redis_server.url, users=users) as site:

@@ -114,6 +114,7 @@ async def test_a_sale_as_a_buyer_sees_it(intake: Intake) -> None:
         "pay_ms": 900_000,
         "limit_per_order": 2,
         "limit_per_buyer": 4,
+        "admission": None,
         "items": [
             {
                 "sku": "a",

@@ -382,7 +382,7 @@ async def test_what_is_counted(intake: Intake) -> None:
 
 
 async def test_the_error_of_a_forecast(intake: Intake) -> None:
-    opens_at = datetime.now(UTC) + timedelta(milliseconds=700)
+    opens_at = datetime.now(UTC) + timedelta(seconds=2)
     sale = await intake.open_sale({"a": 5}, **queued(), opens_at=opens_at)
     joined = (await intake.engine.queue.join(sale.id, "b1")).place
     assert joined is not None

@@ -124,7 +124,7 @@ class Limits(_Section):
     """How often one may ask, in one worker."""
 
     buyer_per_s: Annotated[float, Field(ge=0, le=10_000)] = 5.0
-    """Orders, joins and questions for a place of one buyer a second, in the long run; 0 is no limit."""
+    """Orders, joins, questions for a place of one buyer a second, on average; 0 is no limit."""
     buyer_burst: Annotated[int, Field(ge=1, le=10_000)] = 20
     """How many of them may come at once."""
     address_per_s: Annotated[float, Field(ge=0, le=100_000)] = 0.0

@@ -6,7 +6,7 @@ KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7]
          [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks  [13] gone
 ARGV     [1] format  [2] definition id  [3] mode  [4] joins ms  [5] draw ms  [6] token life ms
          [7] rate per s, 0 for none  [8] overbook max  [9] seed  [10] commitment  [11] list secret
-         [12] keys
+         [12] keys  [13] units that each token may take, for a draw; else 1
 Returns  {status, sale time ms}
 Events   queue opened
 
@@ -16,7 +16,7 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, STALE_DEFINITION, ALREADY, CREATE
 --@include "lib/sale"
 local format, definition_id, mode, joins_ms = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
 local draw_ms, life_ms, rate_per_s, overbook_max = ARGV[5], ARGV[6], ARGV[7], ARGV[8]
-local seed, commitment, secret, keys = ARGV[9], ARGV[10], ARGV[11], ARGV[12]
+local seed, commitment, secret, keys, each = ARGV[9], ARGV[10], ARGV[11], ARGV[12], ARGV[13]
 check_keys()
 local sale, refusal = read_sale(format)
 if not sale then return { refusal, 0 } end
@@ -30,6 +30,6 @@ redis.call('HSET', KEYS[8], 'mode', mode, 'next', 0, 'head', 0, 'lapsed', 0, 'st
   'joins_ms', joins_ms, 'draw_ms', draw_ms, 'life_ms', life_ms, 'rate_per_s', rate_per_s,
   'overbook_max', overbook_max, 'used', '0,0,0,0,0,0,0,0,0,0', 'risk', '0,0,0,0,0,0,0,0,0,0',
   'users', 0, 'units', 0, 'credit', 0, 'paced_ms', sale.opens_ms, 'lapses', 0, 'seed', seed,
-  'commitment', commitment, 'secret', secret, 'keys', keys)
+  'commitment', commitment, 'secret', secret, 'keys', keys, 'each', each)
 write_sale(sale)
 return { STATUS.CREATED, sale.now_ms }

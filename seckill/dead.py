@@ -86,16 +86,26 @@ class DeadLetters:
         return None if text is None else msgspec.json.decode(text, type=Letter)
 
     async def letters(self) -> list[Letter]:
-        """All of them, in the order of their events."""
+        """All of them that can be read, in the order of their events."""
+        return (await self.sorted_out())[0]
+
+    async def sorted_out(self) -> tuple[list[Letter], list[str]]:
+        """The letters in the order of their events, and the fields of what can't be read, which
+        somebody else must have written or edited."""
         found: dict[int, Letter] = {}  # A scan may show one twice.
+        damaged: set[str] = set()
         cursor = 0
         while True:
             cursor, part = await self._client.hscan(self._keys.dead, cursor, count=SCAN_COUNT)
-            for text in part.values():
-                letter = msgspec.json.decode(text, type=Letter)
-                found[letter.seq] = letter
+            for field, text in part.items():
+                try:
+                    letter = msgspec.json.decode(text, type=Letter)
+                except (ValueError, RecursionError):
+                    damaged.add(field.decode(errors="replace"))
+                else:
+                    found[letter.seq] = letter
             if cursor == 0:
-                return [found[seq] for seq in sorted(found)]
+                return [found[seq] for seq in sorted(found)], sorted(damaged)
 
     async def retrying(self) -> set[str]:
         """The subjects whose letters are being handled again, or wait for a consumer to do it."""

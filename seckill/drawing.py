@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from array import array
 from collections.abc import AsyncIterator, Generator
 from time import monotonic
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from seckill.queue import Queue
 
 __all__ = ["Drawing", "read_record", "ticket_list"]
+
+_log = logging.getLogger("seckill.queue")
 
 LEASE_MS: Final = 20_000
 _SCAN_COUNT: Final = 1_000
@@ -99,7 +102,14 @@ class Drawing:
             await self._queue.calls.attempt(
                 lambda first=first, part=part: client.setrange(key, first, part)  # type: ignore[misc]
             )
-        return await self._run("draw", digest, facts.value, tickets)
+        status = await self._run("draw", digest, facts.value, tickets)
+        if status is Status.CONFLICT:
+            # What somebody else has left there; the next attempt writes all of it.
+            _log.warning(
+                "the draw of sale %s begins again: its ranks did not fit", self._queue.sale.id
+            )
+            await self._queue.calls.attempt(lambda: client.unlink(key))
+        return status
 
     async def _run(self, verb: str, *args: Any) -> Status:
         queue = self._queue

@@ -23,6 +23,7 @@ import msgspec
 
 from seckill.calls import Calls
 from seckill.draw import NO_RANK, SEED_BYTES, commitment_of, salts
+from seckill.errors import EngineClosed
 from seckill.eta import WINDOW_MS, eta_ms, lapse_ms, pace_per_s
 from seckill.keys import queue_keys, shard_keys
 from seckill.sale import Sale
@@ -34,6 +35,7 @@ __all__ = ["Phase", "Place", "Queue", "View"]
 LOOK_S: Final = 0.2
 STALE_S: Final = 2.0
 LOOKS_PER_S: Final = 200
+_CLOSED: Final = "the engine is shutting down, or the sale was made anew; ask again"
 _RANKS_PART: Final = 1 << 20
 
 _log = logging.getLogger("seckill.queue")
@@ -113,6 +115,8 @@ class Queue:
         self._least_ms = 0
         self._ahead_ms = 0.0
         self._looked_s = -STALE_S
+        self._learned_s = 0.0
+        self._closed = False
         self._looking: asyncio.Task[Status] | None = None
         self._failing = False
         self._looks_left, self._looks_since_s = 0, 0.0
@@ -121,7 +125,7 @@ class Queue:
     def fresh(self) -> bool:
         """Whether enough is known, and not too long ago, to answer from memory."""
         now_s = monotonic()
-        if now_s - self._looked_s >= LOOK_S:
+        if now_s - self._looked_s >= LOOK_S and not self._closed:
             _ = self._renew()
         return now_s - self._looked_s < STALE_S
 
@@ -137,10 +141,18 @@ class Queue:
 
     async def ready(self) -> Status:
         """Waits until enough is known: DONE, or why it never will be. Raises OutcomeUnknown,
-        RedisUnavailable, ServerFull."""
+        RedisUnavailable, ServerFull, EngineClosed."""
         if self.fresh:
             return Status.DONE
-        return await asyncio.shield(self._renew())
+        if self._closed:
+            raise EngineClosed(_CLOSED)
+        return await self._await(self._renew())
+
+    async def keep(self) -> bool:
+        """Looks, for nobody in particular. Whether that went well; a failure is in the log once."""
+        task = self._renew()
+        await asyncio.wait({task})
+        return not task.cancelled() and not task.exception() and task.result() is Status.DONE
 
     # -- from memory --------------------------------------------------------------------------
 
@@ -261,7 +273,7 @@ class Queue:
         view = _read_view(reply)
         if view.closed and view.ranked is not None and not self._ranks:
             self._ranks = await self._read_ranks()
-        self._learn(view, reply[17])
+        self._learn(view, reply[17], began_s)
         self._looked_s = began_s
         return status
 
@@ -288,13 +300,22 @@ class Queue:
             commitment_of(seed),
             secrets.token_hex(32),
             new_key(),
+            self.sale.units_a_buyer if admission.mode == "draw" else 1,
         )
 
     async def aclose(self) -> None:
         """Ends a look that is under way."""
+        self._closed = True
         if self._looking is not None:
             self._looking.cancel()
             await asyncio.wait({self._looking})
+
+    async def _await(self, task: asyncio.Task[Status]) -> Status:
+        # A look that ends because the queue is closed must not cancel those who wait for it.
+        await asyncio.wait({task})
+        if task.cancelled():
+            raise EngineClosed(_CLOSED)
+        return task.result()
 
     def _renew(self) -> asyncio.Task[Status]:
         """The look that is under way, or a new one."""
@@ -310,9 +331,10 @@ class Queue:
             _log.warning("the queue of sale %s can't be seen: %s", self.sale.id, error)
         self._failing = error is not None
 
-    def _learn(self, view: View, news: list[int]) -> None:
-        if view.raw_ms < self.view.raw_ms:
+    def _learn(self, view: View, news: list[int], began_s: float) -> None:
+        if began_s < self._learned_s:
             return  # A look that was overtaken by a later one.
+        self._learned_s = began_s
         last = self._steps[-1][0] if self._steps else 0
         for at in range(0, len(news), 4):
             if news[at] > last:

@@ -23,7 +23,7 @@ from seckill.order import Outcome
 from seckill.queue import Place, Queue, View
 from seckill.sale import check_buyer, show
 from seckill.status import Status
-from seckill.tokens import KEYS_MAX, new_key
+from seckill.tokens import KEYS_MAX
 
 if TYPE_CHECKING:
     from seckill.engine import Engine
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 __all__ = ["Placed", "Queues"]
 
 VALUE_MAX = 1_000
+LEAVING = 8
+"""Calls of leave that are under way at once."""
 ROTATE_S = 3.0
 """How long a new key is only accepted before it signs: until every process knows it."""
 
@@ -62,6 +64,7 @@ class Queues:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._drawings: dict[str, asyncio.Task[Status]] = {}
+        self._leaving = asyncio.Semaphore(LEAVING)
 
     async def join(self, sale: str, buyer: str, *, tier: str = "") -> Placed:
         """Gives a buyer a ticket, or finds the one there is. ``tier`` is the member tier, which may
@@ -113,7 +116,9 @@ class Queues:
         UNKNOWN_SALE.
         """
         buyer = check_buyer(buyer, "buyer")
-        return await self._run(sale, "leave", buyer)
+        # One call each: a crowd that leaves must not take every connection from the looks.
+        async with self._leaving:
+            return await self._run(sale, "leave", buyer)
 
     async def look(self, sale: str) -> View | Status:
         """A queue in numbers, as of now; a status where there is none. It calls who is next."""
@@ -183,7 +188,8 @@ class Queues:
         if isinstance(found, Status):
             return Outcome(found)
         _, queue = found
-        calls, new, old = queue.calls, new_key(), list(queue.tokens.texts)
+        calls, old = queue.calls, list(queue.tokens.texts)
+        new = queue.tokens.another()
         # First everybody learns to accept it, and then it signs.
         for keys in ([*old[: KEYS_MAX - 1], new], [new, *old[: KEYS_MAX - 1]]):
             text = ",".join(keys)
@@ -215,7 +221,7 @@ class Queues:
             shard = await self._engine._shard(sale)
         except (UnknownSale, InvalidInput):
             return
-        if shard.queue is None or await shard.queue.look() is not Status.DONE:
+        if shard.queue is None or not await shard.queue.keep():
             return
         view, running = shard.queue.view, self._drawings.get(sale)
         if view.closed is not None and view.ranked is None and (running is None or running.done()):

@@ -113,9 +113,11 @@ async def unsettled(engine: Engine) -> list[str]:
             running.append(name)  # Its own sweep fails and says so; the others go on.
             continue
         state, definition_id = header
-        if state not in (None, b"settled", b"created"):
-            running.append(name)
         shard = engine.at_hand(name)
+        # A sale that is not open yet may have a list of tickets to close and to draw.
+        has_queue = shard is not None and shard.queue is not None
+        if state not in (None, b"settled") and (state != b"created" or has_queue):
+            running.append(name)
         if shard and not shard.is_of(definition_id):
             # Lost and made anew under the same id, or lost: what is known of it is wrong.
             await engine._forget(shard)

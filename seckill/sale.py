@@ -172,6 +172,9 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
                 problem = f"is {show(self.admission)}, not an Admission"
                 raise InvalidInput("admission", problem, "pass an Admission, or None")
             self.admission.check_times(self.opens_at, self.ends_at)
+            if self.admission.mode == "draw" and not self.units_a_buyer:
+                problem = "is 0, and so nobody knows how many winners the stock can serve"
+                raise InvalidInput("limit_per_buyer", problem, "write what one winner may take")
 
     @classmethod
     def from_definition(cls, data: bytes) -> Sale:
@@ -226,6 +229,13 @@ class Sale(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
         if self.admission is None or not self.admission.is_drawn:
             return 0
         return to_ms(self.admission.draw_at or self.opens_at)
+
+    @cached_property
+    def units_a_buyer(self) -> int:
+        """The most units that one buyer may take in all; 0 where no limit says."""
+        limits = [item.limit_per_buyer for item in self.items]
+        bounds = (self.limit_per_buyer, sum(limits) if all(limits) else 0)
+        return min((bound for bound in bounds if bound), default=0)
 
     @cached_property
     def total_units(self) -> int:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from seckill.errors import ScriptFailed
 from seckill.keys import shard_keys
 from seckill.sale import Sale
 
@@ -62,7 +63,8 @@ class Snapshot(msgspec.Struct, frozen=True):
 
 
 def read_snapshot(sale: Sale, reply: list[Any]) -> Snapshot | None:
-    """The reply of inspect.lua as a struct, or None when it is not of this definition."""
+    """The reply of inspect.lua as a struct, or None when it is not of this definition. Raises
+    ScriptFailed when somebody has damaged its header or stock."""
     header = _pairs(reply[2])
     if header["definition_id"] != sale.definition_id:
         return None
@@ -71,6 +73,16 @@ def read_snapshot(sale: Sale, reply: list[Any]) -> Snapshot | None:
     if header["state"] == "fenced":
         lost = {f"{index}:{field.name}": "0" for index in range(len(sale.items)) for field in names}
         stock = lost | stock
+    try:
+        return _snapshot(sale, reply, header, stock)
+    except (KeyError, ValueError) as error:
+        raise ScriptFailed(f"the header or stock of sale {sale.id} is damaged: {error}") from None
+
+
+def _snapshot(
+    sale: Sale, reply: list[Any], header: dict[str, str], stock: dict[str, str]
+) -> Snapshot:
+    names = msgspec.structs.fields(Stock)
     return Snapshot(
         sale=sale.id,
         at_ms=int(reply[1]),

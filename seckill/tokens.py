@@ -64,6 +64,12 @@ class Keys:
         self._id = _key_id(self.texts[0])
         self._ticket_text = b"ticket\0%b\0" % sale.encode()
 
+    def another(self) -> str:
+        """A new key, with an id that none of these has: it would take that one's place."""
+        while _key_id(key := new_key()) in self._signers:
+            pass
+        return key
+
     def ticket(self, buyer: str, number: int) -> str:
         """The ticket of this number."""
         head = bytes((self._id,)) + number.to_bytes(5)

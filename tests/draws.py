@@ -26,7 +26,7 @@ class MadeDraw(NamedTuple):
 
 def drawn_sale(**admission: object) -> Sale:
     """A sale with a draw an hour before it opens."""
-    sale = make_sale({"a": 2})
+    sale = make_sale({"a": 2}, limit_per_buyer=1)
     fields = {
         "mode": "draw",
         "draw_at": sale.opens_at - timedelta(hours=1),

@@ -64,6 +64,9 @@ def make_sale(stock: Mapping[str, int] | None = None, **fields: Any) -> Sale:
         ),
         "max_lapsed": 0,
     }
+    admission = fields.get("admission")
+    if admission is not None and admission.mode == "draw":
+        defaults["limit_per_buyer"] = 1  # A draw must know what a winner may take.
     return Sale(**(defaults | fields))
 
 

@@ -7,7 +7,7 @@
 -- (pace.used). An age that nobody has reached yet counts as if one in ten used it: so nobody is
 -- taken for absent before having had the time to come.
 --
---   pace   {life_ms, rate_per_s (0: no bound), overbook_max, used {1…10}, risk {1…10}, users, units
+--   pace   {each (units that one buyer may take, for a draw; else 1), life_ms, rate_per_s (0: no bound), overbook_max, used {1…10}, risk {1…10}, users, units
 --           (first orders, and their units), credit (tokens the rate allows by now), paced_ms}
 --   steps  live steps, oldest first: {at_ms, unused, age (1…10)}
 local AGES = 10
@@ -95,7 +95,8 @@ local function call_count(pace, steps, now_ms, available, waiting)
   local live, expected, a_token = outlook(pace, steps, now_ms)
   local count = math.floor((available - expected) / a_token)
   if live == 0 then count = math.max(count, 1) end
-  local room = available * pace.overbook_max - counted_live(pace, live, expected, a_token)
+  local servable = math.max(math.floor(available / (pace.each or 1)), live == 0 and 1 or 0)
+  local room = servable * pace.overbook_max - counted_live(pace, live, expected, a_token)
   return math.max(0, math.floor(math.min(count, room, waiting, credit_at(pace, now_ms))))
 end
 
@@ -114,7 +115,7 @@ end
 local function reach_count(pace, steps, now_ms, units)
   local live, expected, a_token = outlook(pace, steps, now_ms)
   if pace.risk[AGES] == 0 or pace.overbook_max == 1 then
-    return math.max(0, units * pace.overbook_max - live)
+    return math.max(0, math.ceil(units / (pace.each or 1)) * pace.overbook_max - live)
   end
   return math.max(0, math.ceil((units - expected) / a_token))
 end

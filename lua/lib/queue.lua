@@ -26,13 +26,14 @@ end
 local function read_queue(sale)
   local h = redis.call('HMGET', KEYS[8], 'mode', 'next', 'closed', 'ranked', 'head', 'lapsed', 'step',
     'first', 'joins_ms', 'draw_ms', 'life_ms', 'rate_per_s', 'overbook_max', 'used', 'risk', 'users',
-    'units', 'credit', 'paced_ms', 'lapses')
+    'units', 'credit', 'paced_ms', 'lapses', 'each')
   if not h[1] then return nil end
   local queue = {
     mode = h[1], next = tonumber(h[2]), closed = tonumber(h[3]), ranked = tonumber(h[4]),
     head = tonumber(h[5]), lapsed = tonumber(h[6]), step = tonumber(h[7]), first = tonumber(h[8]),
     joins_ms = tonumber(h[9]), draw_ms = tonumber(h[10]), lapses = tonumber(h[20]),
     pace = {
+      each = tonumber(h[21]),
       life_ms = tonumber(h[11]), rate_per_s = tonumber(h[12]), overbook_max = tonumber(h[13]),
       used = split_numbers(h[14]), risk = split_numbers(h[15]), users = tonumber(h[16]),
       units = tonumber(h[17]), credit = tonumber(h[18]), paced_ms = tonumber(h[19]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Annotated, Any
@@ -10,10 +11,11 @@ import typer
 from rich.text import Text
 
 from seckill.cli.command import SaleId, on_engine
-from seckill.cli.output import Output, complain, new_table
+from seckill.cli.output import Output, complain, new_table, warn
 from seckill.dead import DeadLetters, Letter, with_letters
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
+from seckill.keys import group_keys
 from seckill.sale import check_key
 
 __all__ = ["app"]
@@ -44,12 +46,12 @@ async def list_(engine: Engine, out: Output, sale: SaleId, group: Group = WEBHOO
     check_key(group, "--group")
     definition = await engine.sale(sale)
 
-    async def read(dead: DeadLetters) -> tuple[list[Letter], list[str], set[str]]:
-        letters = await dead.letters()
+    async def read(dead: DeadLetters) -> tuple[list[Letter], list[str], list[str], set[str]]:
+        letters, damaged = await dead.sorted_out()
         kinds = [event.kind if event else "?" for event in await dead.events(definition, letters)]
-        return letters, kinds, await dead.retrying()
+        return letters, damaged, kinds, await dead.retrying()
 
-    letters, kinds, retrying = await with_letters(engine.url, sale, group, read)
+    letters, damaged, kinds, retrying = await with_letters(engine.url, sale, group, read)
     rows = [
         {
             "seq": letter.seq,
@@ -66,8 +68,13 @@ async def list_(engine: Engine, out: Output, sale: SaleId, group: Group = WEBHOO
     for row in rows[:SHOWN_MAX]:
         table.add_row(*(Text(cell) for cell in _cells(row)))
     more = f"and {len(rows) - SHOWN_MAX:,} more; --json shows all" if len(rows) > SHOWN_MAX else ""
-    out.answer(rows, *([table, more] if rows else ["no dead letters"]))
-    return 1 if rows else 0
+    nothing = [] if damaged else ["no dead letters"]
+    out.answer(rows, *([table, more] if rows else nothing))
+    key = group_keys(sale, group).dead
+    for field in damaged[:SHOWN_MAX]:
+        remedy = f"take it out: redis-cli HDEL {shlex.quote(key)} {shlex.quote(field)}"
+        warn(f"the letter {field!r} can't be read, somebody has edited it; {remedy}")
+    return 1 if rows or damaged else 0
 
 
 @app.command("retry")

@@ -15,7 +15,7 @@ from seckill.cli.output import Output, new_table, warn
 from seckill.engine import Engine
 from seckill.errors import UnknownSale
 from seckill.groups import groups_of
-from seckill.keys import LEDGER_GROUP
+from seckill.keys import LEDGER_GROUP, SALES
 
 if TYPE_CHECKING:
     from seckill.cli import lean
@@ -30,6 +30,7 @@ app.command("adopt")(ledger_adopt.adopt)
 _log = logging.getLogger("seckill.ledger")
 
 REUSED: Final = "id reused"
+UNLISTED: Final = "not in list"
 
 
 @app.command("run")
@@ -73,7 +74,8 @@ def migrate(ledger: LedgerUrl = None, json: Json = False) -> None:
 @on_engine
 async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
     """Show how far the ledger is with each sale; the exit code is 1 when it is behind, a sale is
-    fenced, or has the id of one that was removed, or Redis belongs to another ledger."""
+    fenced, not in Redis' list, or has the id of one that was removed, or Redis belongs to another
+    ledger."""
     book = open_ledger(ledger)
     from seckill.ledger.reused import REMEDY
     from seckill.ledger.reused import find as find_reused
@@ -83,14 +85,21 @@ async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
         here = await engine.sales()
         known = {row["sale"]: row for row in await book.sales()}
         reused = await find_reused(engine, known.values())
-        rows = []
+        rows: list[dict[str, Any]] = []
+        unlisted: list[str] = []
         for sale in sorted({*here, *known}):
             gone: tuple[int | None, str, int] = (None, "", 0)
-            seq, state, waiting = await _standing(engine, sale) if sale in here else gone
+            # One that is just being removed leaves the list first.
+            is_gone = sale not in here and bool(known[sale]["removed_at_ms"])
+            seq, state, waiting = gone if is_gone else await _standing(engine, sale)
+            if seq is not None and sale not in here:
+                unlisted.append(sale)
             last, _ = await book.last(sale)
             events, orders = await book.counts(sale)
             if sale in reused:
                 state = REUSED
+            elif sale in unlisted:
+                state = UNLISTED
             elif state != "fenced":
                 state = known[sale]["state"] if sale in known else "unknown"
             rows.append(
@@ -115,6 +124,9 @@ async def status(engine: Engine, out: Output, ledger: LedgerUrl = None) -> int:
     for sale in sorted(reused):
         said = f"sale {sale} was created under the id of one that was removed"
         warn(f"{said}, and is not in the ledger; {REMEDY.format(sale=sale)}")
+    for sale in unlisted:
+        said = f"Redis has sale {sale}, but its list of sales does not, so nobody looks after it"
+        warn(f"{said}; put it back: redis-cli SADD {SALES} {sale}")
     return int(is_other or any(map(_is_wrong, rows)))
 
 
@@ -135,7 +147,7 @@ async def _standing(engine: Engine, sale: str) -> tuple[int | None, str, int]:
 
 def _is_wrong(row: dict[str, Any]) -> bool:
     is_behind = row["seq"] is not None and row["seq"] > row["ledger_seq"]
-    return is_behind or bool(row["waiting"]) or row["state"] in ("fenced", REUSED)
+    return is_behind or bool(row["waiting"]) or row["state"] in ("fenced", REUSED, UNLISTED)
 
 
 async def _keep(

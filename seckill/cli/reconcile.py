@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -15,9 +16,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from seckill.cli.command import LedgerUrl, on_engine, open_ledger
-from seckill.cli.output import Output, complain, new_table
+from seckill.cli.output import Output, complain, new_table, warn
 from seckill.engine import Engine
-from seckill.errors import InvalidInput, SeckillError, UnknownSale, UpgradeNeeded
+from seckill.errors import InvalidInput, ScriptFailed, SeckillError, UnknownSale, UpgradeNeeded
+from seckill.keys import SALES, shard_keys
+from seckill.sale import check_sale_id
 
 if TYPE_CHECKING:
     from seckill.ledger import Ledger
@@ -28,6 +31,8 @@ __all__ = ["reconcile"]
 SHOWN: Final = 8
 """Drifts of one kind in the table; --json has 100 of each."""
 UNDECIDED: Final = 2
+KEY_TYPES: Final = ("hash", "hash", "hash", "hash", "list", "list", "stream")
+"""Of a sale's keys, in the order of ``keys.NAMES``."""
 PATIENCE_S: Final = 30.0
 PATIENCE_MAX_S: Final = 3_600.0
 
@@ -67,12 +72,16 @@ async def _reconcile(
     async with open_ledger(ledger) as book:
         await check_mark(engine, book)
         names = [sale] if sale else await _names(engine, book)
+        if sale:
+            # A wrong name must not pass for a damaged sale.
+            check_sale_id(sale, "sale")
         found = [
             await _one(engine, book, name, fix=fix, patience_s=patience, quiet=out.json)
             for name in names
         ]
         # A sale is listed just before it is made.
         reports = [report for report in found if report is not None]
+        await _tell_unlisted(engine, [report.sale for report in reports])
     if sale and not reports:
         problem = "neither Redis nor the ledger knows this sale (seckill sale list)"
         return complain(f"{sale}: {problem}", code=UNDECIDED)
@@ -102,6 +111,45 @@ async def _one(
         except UpgradeNeeded as error:
             # The other sales can still be compared.
             return Report(sale, undecided=(str(error),))
+        except (ScriptFailed, LookupError, ValueError) as error:
+            return Report(sale, undecided=(await _damage(engine, sale, error),))
+
+
+async def _damage(engine: Engine, sale: str, error: Exception) -> str:
+    """Which keys of a sale somebody has damaged so that it can't be compared, and what to do."""
+    client, keys = engine._calls.client, shard_keys(sale)
+
+    async def ask() -> list[Any]:
+        async with client.pipeline(transaction=False) as pipe:
+            for key in keys:
+                pipe.execute_command("TYPE", key)
+            pipe.execute_command("HGETALL", keys[1])
+            return await pipe.execute(raise_on_error=False)
+
+    *types, stock = await engine._calls.attempt(ask)
+    found = [
+        f"{key} is a {kind.decode()}, not a {wanted}"
+        for key, kind, wanted in zip(keys, types, KEY_TYPES, strict=True)
+        if kind.decode() not in (wanted, "none")
+    ]
+    if isinstance(stock, dict):
+        found += [
+            f"field {field.decode(errors='replace')} of {keys[1]} is {value[:60]!r}, not a number"
+            for field, value in sorted(stock.items())
+            if not value.removeprefix(b"-").isdigit()
+        ]
+    said = "; ".join(found) or (str(error) if isinstance(error, SeckillError) else repr(error))
+    return f"damaged: {said}; see docs/recovery.md, edited keys (seckill rebuild {sale} --force)"
+
+
+async def _tell_unlisted(engine: Engine, sales: list[str]) -> None:
+    """Says on stderr which of these sales Redis has without having them in its list."""
+    client, listed = engine._calls.client, set(await engine.sales())
+    for sale in sales:
+        key = shard_keys(sale)[0]
+        if sale not in listed and await engine._calls.attempt(partial(client.exists, key)):
+            said = f"Redis has sale {sale}, but its list of sales does not, so nobody looks after"
+            warn(f"{said} it; put it back: redis-cli SADD {SALES} {sale}")
 
 
 @contextmanager

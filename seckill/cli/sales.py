@@ -19,7 +19,13 @@ from seckill.cli.ledger_sale import known_sale
 from seckill.cli.output import Output, countdown, moment, new_table, outcome_data, warn
 from seckill.cli.stock import stock_table
 from seckill.engine import Engine
-from seckill.errors import InvalidInput, SeckillError, UnknownSale, UpgradeNeeded
+from seckill.errors import (
+    InvalidInput,
+    ScriptFailed,
+    SeckillError,
+    UnknownSale,
+    UpgradeNeeded,
+)
 from seckill.sale import Sale
 from seckill.salefile import load_sale
 from seckill.snapshot import Snapshot
@@ -102,8 +108,8 @@ async def list_sales(engine: Engine, out: Output) -> int:
             definition, snapshot = await engine.sale(name), await engine.snapshot(name)
         except UnknownSale:
             continue  # A create that got no further than the list; repeating it completes it.
-        except UpgradeNeeded as error:
-            warn(str(error))
+        except (InvalidInput, ScriptFailed, UpgradeNeeded) as error:
+            warn(f"{name}: {error}")
             continue
         confirmed = sum(stock.confirmed for stock in snapshot.stock.values())
         total = sum(stock.total for stock in snapshot.stock.values())

@@ -8,6 +8,7 @@ import typer
 from rich.text import Text
 
 from seckill.cli.command import LedgerUrl, SaleId, has_ledger, on_engine, open_ledger
+from seckill.cli.ledger_adopt import warn_of_another
 from seckill.cli.ledger_sale import known_sale
 from seckill.cli.output import Output, complain, moment
 from seckill.engine import Engine
@@ -38,7 +39,8 @@ async def verify(
     """Prove from the events that nothing was oversold, undersold or lost. The ledger has those that
     are no longer in Redis, and sales that were removed.
 
-    Exit code: 0 every promise was kept, 1 one was broken, 2 too many events are missing to tell.
+    Exit code: 0 every promise was kept, 1 one was broken, 2 too many events are missing to tell,
+    or Redis belongs to another ledger.
     """
     if has_ledger(ledger):
         async with open_ledger(ledger) as book:
@@ -52,11 +54,18 @@ async def verify(
 
 async def _with_ledger(engine: Engine, out: Output, book: Ledger, sale: str, *, all_: bool) -> int:
     """What Redis no longer has comes from the ledger: some events, or the whole sale."""
+    from seckill.ledger.mark import OtherLedger, check_mark
     from seckill.ledger.proof import prove
 
     try:
+        # Another ledger may still prove a sale that Redis does not have, but no part of one.
+        await engine.sale(sale)
+        await check_mark(engine, book)
         return _told(out, await replay(engine, sale, ledger=book), all_=all_)
+    except OtherLedger as error:
+        return complain(str(error), code=UNDECIDED)
     except UnknownSale:
+        await warn_of_another(engine, book)
         row: dict[str, Any] = await known_sale(book, sale)
     if row["state"] != "settled":
         said = f"Redis has lost sale {sale}, which is {row['state']} by the ledger"

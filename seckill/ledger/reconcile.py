@@ -28,16 +28,16 @@ from seckill.ledger.drift import Drift, DriftKind, Drifts, Report
 from seckill.ledger.ledger import Ledger
 from seckill.ledger.reconcile_events import EventComparison
 from seckill.ledger.reconcile_history import History, created_as
-from seckill.ledger.reconcile_orders import Judge, is_row_of_record
+from seckill.ledger.reconcile_orders import Judge
 from seckill.ledger.reconcile_purses import PurseCount, compare_purses
-from seckill.ledger.reconcile_queues import Waiting, compare_queues, requeue
+from seckill.ledger.reconcile_queues import Waiting, compare_queues, is_order_id, requeue
+from seckill.ledger.reconcile_rows import is_row_of_record
 from seckill.ledger.reconcile_sale import SaleRows, compare_refusals
 from seckill.ledger.reconcile_sides import LedgerSide, Picture, RedisSide
 from seckill.ledger.reconcile_stock import OrderCount, StockChanges, compare_stock
 from seckill.ledger.reconcile_wait import NEW_S, POLL_MAX_S, Patience
 from seckill.ledger.report import left_out
 from seckill.ledger.rows import Known
-from seckill.order import order_id_shard
 from seckill.sale import check_sale_id
 
 if TYPE_CHECKING:
@@ -245,7 +245,7 @@ class _Reconciliation:
             known,
             self._drifts,
             fix=self._fix,
-            is_lost=judge.is_lost,
+            is_lost=judge.gaps.is_lost,
             differing=judge.differing,
             refusals=refusals,
         ).compare()
@@ -271,10 +271,6 @@ class _Reconciliation:
             changes = StockChanges(history.story.changes, through, history.after)
         self._tell("stock", await compare_stock(self._redis, known, start, count, changes))
         self._tell("purses", await compare_purses(self._redis, purses))
-        unqueued = await compare_queues(self._redis, waiting)
-        if self._fix and unqueued:
-            unqueued = await requeue(self._engine, self._sale, unqueued)
-        self._tell("queues", unqueued)
         nameless = await self._book.has_orders_without_events()
         done = 0
         async for ids in self._book.ids():
@@ -283,14 +279,33 @@ class _Reconciliation:
             await judge.add(wanted, by_history=nameless)
             done += len(ids)
             self.told("orders in the ledger", done, max(done, start.orders))
-        await judge.flush()
+        await judge.settle()
+        await self._compare_queues(judge, waiting)
+
+    async def _compare_queues(self, judge: Judge, waiting: Waiting) -> None:
+        """A record to which no event has led must not be queued: when it lapsed, units would come
+        back that were never taken."""
+        unqueued = await compare_queues(self._redis, waiting)
+        if not unqueued:
+            return
+        proven = await judge.proven([drift.order for drift in unqueued])
+        good = [drift for drift in unqueued if drift.order in proven]
+        if self._fix and good:
+            good = await requeue(self._engine, self._sale, good)
+        self._tell("queues", good)
+        bad = {drift.order for drift in unqueued} - proven
+        if unknown := [order for order in bad if not judge.is_named(order)]:
+            text = (
+                f"{len(unknown):,} orders that wait in none: no event here leads to their records"
+            )
+            self._undecided.append(f"queues: {text}")
 
     async def _compare_records(
         self, judge: Judge, known: Known, records: dict[str, str], *, whole: bool
     ) -> None:
         """Records against the rows. Unless the ledger's events are ``whole``, the rows have to fit
         their own records, too."""
-        good = [order for order in records if _is_order_id(order)]
+        good = [order for order in records if is_order_id(order)]
         for order in records.keys() - set(good):
             self._add(DriftKind.ORDER_UNREADABLE, f"{order[:60]!r} is no order id")
         there = await self._book.records(good)
@@ -347,14 +362,6 @@ class _Reconciliation:
             drifts=self._drifts.kept,
             undecided=tuple(self._undecided),
         )
-
-
-def _is_order_id(order: str) -> bool:
-    try:
-        order_id_shard(order)
-    except ValueError:
-        return False
-    return True
 
 
 def _state(state: str, reason: str) -> str:

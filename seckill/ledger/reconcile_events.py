@@ -18,7 +18,8 @@ from seckill.ledger.reconcile_history import (
     TwoStories,
     left_out_after,
 )
-from seckill.ledger.reconcile_orders import Judge, row_differs
+from seckill.ledger.reconcile_orders import Judge
+from seckill.ledger.reconcile_rows import row_differs
 from seckill.ledger.reconcile_sides import LedgerSide, RedisSide, is_rebuilt
 from seckill.ledger.rows import (
     Known,
@@ -86,11 +87,13 @@ class EventComparison:
             for run in _runs([raw for raw in raws if raw.seq <= through]):
                 if run[0].seq > at:
                     await self._gap(at, run[0].seq - 1, before=run[0])
-                if run[0].seq < at:
-                    text = f"the stream has it again, as {_shown(run[0].value)}"
-                    self._add(DriftKind.EVENT_DIFFERS, run[0].seq, run[0].seq, text)
+                again = [raw for raw in run if raw.seq < at]
+                if again:
+                    text = f"the stream has it again, as {_shown(again[0].value)}"
+                    self._add(DriftKind.EVENT_DIFFERS, again[0].seq, again[-1].seq, text)
+                if len(again) == len(run):
                     continue
-                await self._run(run)
+                await self._run(run[len(again) :])
                 at = run[-1].seq + 1
                 self._progress(at - 1)
             later = [raw for raw in raws if through < raw.seq <= upto]
@@ -140,7 +143,7 @@ class EventComparison:
             self._judge.disputed.add(subject)
         # Nobody can say what it was.
         self._judge.differing.add(raw.seq)
-        self._judge.lose(raw.seq, raw.seq)
+        self._judge.gaps.lose_known(raw.seq, {raw.subject, row["subject"]})
         self._whole = False
         return False
 
@@ -162,7 +165,7 @@ class EventComparison:
         refused = [raw for raw in missing if raw.seq in self._letters]
         self._whole &= not refused
         for raw in refused:
-            self._judge.lose(raw.seq, raw.seq)
+            self._judge.gaps.lose_known(raw.seq, [raw.subject])
 
     def _row_of(self, raw: Raw) -> Row | None:
         try:
@@ -183,7 +186,7 @@ class EventComparison:
             problem = said or problem
         for raw in raws:
             if raw.seq not in mended:
-                self._judge.lose(raw.seq, raw.seq)
+                self._judge.gaps.lose_known(raw.seq, [raw.subject])
         for raw in raws[len(good) :]:
             if self._after_fork and self._after_fork[-1][1] + 1 == raw.seq:
                 self._after_fork[-1] = (self._after_fork[-1][0], raw.seq)
@@ -241,6 +244,7 @@ class EventComparison:
                 if run[0]["seq"] > at:
                     self._lost(at, run[0]["seq"] - 1, left_out_after(run[0]))
                 at = run[-1]["seq"] + 1
+                self._judge.gaps.only_here(run[0]["seq"], at - 1)
                 start = max(run[0]["seq"], trimmed + 1)
                 if start < at:
                     text = "the ledger has what the stream has lost"
@@ -261,7 +265,7 @@ class EventComparison:
         if first > last:
             return
         self._whole = False
-        self._judge.lose(first, last)
+        self._judge.gaps.lose(first, last)
         text = "missing here, and no longer in the stream"
         for letter in [*sorted(seq for seq in self._letters if first <= seq <= last), last + 1]:
             if first < letter:
@@ -321,7 +325,7 @@ class EventComparison:
         text = f"the ledger's row can't be read: {error!r}"
         self._add(DriftKind.EVENT_UNREADABLE, seq, seq, text)
         self._whole = False
-        self._judge.lose(seq, seq)
+        self._judge.gaps.lose(seq, seq)
 
     def _follow(self, raw: Raw) -> None:
         """In any order: what was missing and is there now comes after the others."""

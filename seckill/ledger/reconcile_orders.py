@@ -8,8 +8,8 @@ the sides are read decides, and a running sale raises no alarm:
     Redis after    what is at least as new as anything in the ledger
 
 The order's events decide: the row is compared with them, and so is Redis' record, each by itself.
-Where events are lost, one that is further than they are may be right, if so many are missing; and
-then it is the row and the record that are compared.
+Where events are lost, one that is further than they are may be right, if so many are missing for it
+and for all the others together; and then it is the row and the record that are compared.
 """
 
 from __future__ import annotations
@@ -21,63 +21,26 @@ from sqlalchemy import update
 
 from seckill.ledger.database import our_errors
 from seckill.ledger.drift import Drift, DriftKind, Drifts
+from seckill.ledger.reconcile_gaps import Claim, Gaps
+from seckill.ledger.reconcile_rows import (
+    Sides,
+    drift_of,
+    is_row_of_record,
+    made_of,
+    record_row,
+    row_differs,
+)
 from seckill.ledger.reconcile_sides import PART, LedgerSide, RedisSide
-from seckill.ledger.rows import Known, Raw, newest_orders, order_of, order_row, raw_event
+from seckill.ledger.rows import Known, order_of
 from seckill.ledger.statements import put_orders
 from seckill.ledger.tables import ORDERS
-from seckill.order import STATES
 
-__all__ = ["Judge", "is_row_of_record", "row_differs"]
+__all__ = ["Judge"]
 
 Row = dict[str, Any]
 
 ROUNDS: Final = 5
-# What a row says of the order itself, beside when it was reserved and with which attrs.
-_COLUMNS: Final = tuple(
-    column.name for column in ORDERS.columns if column.name not in ("held_ms", "attrs")
-)
 _MISSING: Final = (DriftKind.ORDER_MISSING_IN_LEDGER, DriftKind.ORDER_BEHIND_IN_LEDGER)
-
-
-def row_differs(said: Row, row: Row | None) -> bool:
-    """Whether an order's row is not what some of its events say; ``said`` is made of those. A row
-    of a higher version may be."""
-    if row is None or row["version"] < said["version"]:
-        return True
-    if said["held_ms"] and (said["held_ms"], said["attrs"]) != (row["held_ms"], row["attrs"]):
-        return True
-    if row["version"] > said["version"]:
-        # Only the number was changed.
-        return bool(row["record"] == said["record"])
-    return any(row[name] != said[name] for name in _COLUMNS)
-
-
-def record_row(known: Known, order: str, record: str) -> Row:
-    """An order's row as far as its record alone tells it: not when it was reserved or changed, nor
-    its attrs. Raises LookupError or ValueError for a damaged one."""
-    # Any word but "held" lets a whole record follow.
-    return order_row(known, Raw(0, 0, order, f"record||{record}"), {})
-
-
-def is_row_of_record(known: Known, row: Row) -> bool:
-    """Whether a row says what its own record does."""
-    try:
-        right = record_row(known, row["id"], row["record"])
-    except (LookupError, ValueError):
-        return False
-    return all(row[name] == right[name] for name in _COLUMNS if name != "changed_ms")
-
-
-class _Sides(NamedTuple):
-    """What there is of an order: Redis' record before and after, its row, and what its ``events``
-    make of it, the last of which was ``seq``."""
-
-    order: str
-    before: str | None
-    now: str | None
-    row: Row | None
-    said: Row | None
-    seq: int
 
 
 class _Finding(NamedTuple):
@@ -121,23 +84,16 @@ class Judge:
         self._by_history: set[str] = set()
         self._named: set[str] = set()
         self._later: set[str] = set()
-        self._lost: list[tuple[int, int]] = []
+        self._claiming: set[str] = set()
+        self._settled = False
+        self._all_fit = True
+        self.gaps = Gaps()
         self._all_events = False
         # Events that differ, and their orders: nobody knows what is right.
         self.differing: set[int] = set()
         self.disputed: set[str] = set()
         self.unjudged = 0
         """Orders that the ledger may be about to write, which it could not be waited for."""
-
-    def lose(self, first: int, last: int) -> None:
-        """Notes events that the ledger does not have."""
-        if self._lost and self._lost[-1][1] + 1 == first:
-            first = self._lost.pop()[0]
-        self._lost.append((first, last))
-
-    def is_lost(self, seq: int) -> bool:
-        """Whether the ledger does not have this event, or another one."""
-        return any(first <= seq <= last for first, last in self._lost)
 
     async def add(self, orders: Collection[str], *, by_history: bool = False) -> None:
         """Brings orders that look different; ``by_history``: to the ledger's own events."""
@@ -154,6 +110,32 @@ class Judge:
         later, self._later = self._later, set()
         await self.add(later, by_history=True)
         await self.flush()
+
+    async def settle(self) -> None:
+        """All orders were compared, so it is known what the lost events would have to explain."""
+        await self.flush()
+        self._settled, self._all_fit = True, self.gaps.fit()
+        await self.add(self._claiming, by_history=True)
+        await self.flush()
+
+    async def proven(self, orders: Collection[str]) -> set[str]:
+        """Those whose record in Redis is what the ledger's row and its events both say."""
+        await self._catch_up()
+        listed, found = sorted(orders), set[str]()
+        for start in range(0, len(listed), PART):
+            part = listed[start : start + PART]
+            said = made_of(self._known, await self._book.history(part))
+            rows, now = await self._book.records(part), await self._redis.records(part)
+            for order in part:
+                row, _, _ = said.get(order, ({"record": None}, 0, 0))
+                is_same = now.get(order) == rows.get(order) == row["record"]
+                if order in now and is_same and order not in self.disputed | self._named:
+                    found.add(order)
+        return found
+
+    def is_named(self, order: str) -> bool:
+        """Whether something is wrong with this order."""
+        return order in self._named or order in self.disputed or order in self._subjects
 
     async def flush(self) -> None:
         """Decides on all that wait."""
@@ -184,7 +166,7 @@ class Judge:
     ) -> list[str]:
         """Names what can be named. Returns those that have changed while they were looked at."""
         rows = await self._book.rows(orders)
-        said = self._said(await self._book.history(orders))
+        said = made_of(self._known, await self._book.history(orders))
         again = await self._book.rows(orders)
         now = await self._redis.records(orders)
         moving = []
@@ -193,52 +175,74 @@ class Judge:
             if row != again.get(order):
                 moving.append(order)
                 continue
-            events = said.get(order, (None, 0))
-            sides = _Sides(order, before.get(order), now.get(order), row, *events)
-            if not self._all_events and self._is_ahead(sides):
+            events = said.get(order, (None, 0, 0))
+            sides = Sides(order, before.get(order), now.get(order), row, *events)
+            if not self._all_events and (self._is_ahead(sides) or self._stands_alone(sides)):
                 self._later.add(order)
+                continue
+            if self._all_events and self._claims(sides, caught_up=caught_up):
+                self._claiming.add(order)
                 continue
             for finding in self._name(sides, caught_up=caught_up):
                 await self._found(finding, sides)
         return moving
 
-    def _said(self, history: dict[str, list[Row]]) -> dict[str, tuple[Row, int]]:
-        """The orders' rows as the ledger's own events would have them, and the last of those."""
-        said: dict[str, tuple[Row, int]] = {}
-        for order, rows in history.items():
-            raws = []
-            for row in rows:
-                try:
-                    raw = raw_event(*(row[n] for n in ("seq", "at_ms", "kind", "subject", "body")))
-                    order_row(self._known, raw, {})
-                except (LookupError, ValueError):
-                    continue  # Named by the comparison of the events.
-                raws.append(raw)
-            if raws:
-                [newest] = newest_orders(self._known, raws)
-                said[order] = newest, raws[-1].seq
-        return said
-
     # -- naming -------------------------------------------------------------------------------
 
-    def _is_ahead(self, sides: _Sides) -> bool:
+    def _is_ahead(self, sides: Sides) -> bool:
         """Whether row or record are of a higher version than any event that is here."""
         by_events = sides.said["version"] if sides.said else 0
         version = sides.row["version"] if sides.row else 0
         return max(version, self._version(sides.order, sides.now) or 0) > by_events
 
-    def _is_explained(self, sides: _Sides, version: int) -> bool:
+    def _is_explained(self, sides: Sides, version: int) -> bool:
         """Whether enough events are lost to have led to this version."""
         by_events = sides.said["version"] if sides.said else 0
-        later = sum(max(0, last - max(first, sides.seq + 1) + 1) for first, last in self._lost)
+        later = self.gaps.room(sides.seq) + self.gaps.known(sides.order, sides.seq)
         return sides.order in self.disputed or later >= version - by_events
 
-    def _name(self, sides: _Sides, *, caught_up: bool) -> list[_Finding]:
+    def _claims(self, sides: Sides, *, caught_up: bool) -> bool:
+        """Notes how many lost events this order needs. Whether that is for its record in Redis, and
+        has to wait until all are known."""
+        if self._settled or sides.order in self.disputed:
+            return False
+        by_events = sides.said["version"] if sides.said else 0
+        version = sides.row["version"] if sides.row else 0
+        seen = (self._version(sides.order, sides.before) or 0) if caught_up else 0
+        of_row, in_all = (
+            max(0, each - by_events) if self._is_explained(sides, each) else 0
+            for each in (version, max(version, seen))
+        )
+        beyond = max(0, in_all - of_row)
+        self.gaps.claim(sides.order, Claim(sides.seq, of_row, beyond))
+        return self.gaps.needs(sides.order)
+
+    def _is_one_too_many(self, sides: Sides, seen: int) -> bool:
+        """Whether it would need a lost event that it can't be granted: more want one than there
+        are, or it has only come to want one since they were counted."""
+        by_events = sides.said["version"] if sides.said else 0
+        version = sides.row["version"] if sides.row else 0
+        if not self._settled or sides.order in self.disputed or seen <= max(by_events, version):
+            return False
+        if seen - by_events <= self.gaps.known(sides.order, sides.seq):
+            return False
+        return not self._all_fit or not self.gaps.needs(sides.order)
+
+    def _stands_alone(self, sides: Sides) -> bool:
+        """Whether row and record agree with each other, and the order's events say otherwise."""
+        _, _, now, row, said, _, _ = sides
+        return (
+            (now is not None and row is not None and said is not None)
+            and row["record"] == now != said["record"]
+            and is_row_of_record(self._known, row)
+        )
+
+    def _name(self, sides: Sides, *, caught_up: bool) -> list[_Finding]:
         """What is wrong with an order on either side."""
-        order, before, now, row, said, _ = sides
+        order, before, now, row, said, _, newest = sides
         in_redis = self._version(order, now)
         if in_redis is None:
-            unreadable = _Finding(self._drift(DriftKind.ORDER_UNREADABLE, sides))
+            unreadable = _Finding(drift_of(DriftKind.ORDER_UNREADABLE, sides))
             return [unreadable, *(self._name_row(sides) if said is not None else [])]
         seen = self._version(order, before) or 0
         by_events = said["version"] if said else 0
@@ -250,27 +254,37 @@ class Judge:
                 return []
             self.unjudged += row is not None and row["version"] < seen
             return self._name_row(sides) if said is not None else []
+        # An event of the ledger that can't be held against the stream proves nothing against both.
+        is_alone = self._stands_alone(sides) and self.gaps.is_only_here(newest)
         if seen > by_events and not self._is_explained(sides, seen):
-            forged = _Finding(self._drift(DriftKind.ORDER_FORGED, sides))
-            return [forged, *self._name_row(sides)]
+            forged = _Finding(drift_of(DriftKind.ORDER_FORGED, sides))
+            return [forged] if is_alone else [forged, *self._name_row(sides)]
+        if self._is_one_too_many(sides, seen):
+            drift = drift_of(DriftKind.ORDER_FORGED, sides)
+            text = f"{drift.text}; the events that are lost, {self.gaps.room(0):,}, can't explain"
+            text += f" all the records that are further than theirs, {self.gaps.claimed:,} versions"
+            return [_Finding(Drift(drift.kind, text, order))]
+        if is_alone and seen <= by_events and order not in self.disputed:
+            drift = drift_of(DriftKind.EVENT_DIFFERS, sides)
+            return [_Finding(Drift(drift.kind, drift.text, order, newest, newest))]
         if seen > by_events or said is None or order in self.disputed:
             return self._name_both(sides, in_redis, seen)
         found = self._name_row(sides)
         if now is None:
-            found.append(_Finding(self._drift(DriftKind.ORDER_MISSING_IN_REDIS, sides)))
+            found.append(_Finding(drift_of(DriftKind.ORDER_MISSING_IN_REDIS, sides)))
         elif in_redis < by_events:
-            found.append(_Finding(self._drift(DriftKind.ORDER_BEHIND_IN_REDIS, sides)))
+            found.append(_Finding(drift_of(DriftKind.ORDER_BEHIND_IN_REDIS, sides)))
         elif in_redis == by_events and now != said["record"]:
-            found.append(_Finding(self._drift(DriftKind.ORDER_FORGED, sides)))
+            found.append(_Finding(drift_of(DriftKind.ORDER_FORGED, sides)))
         return found
 
-    def _name_row(self, sides: _Sides) -> list[_Finding]:
+    def _name_row(self, sides: Sides) -> list[_Finding]:
         """What is wrong with the row, by the order's events."""
-        _, _, now, row, said, _ = sides
+        _, _, now, row, said, _, _ = sides
         if row is None:
             if said is None:
                 return []
-            drift = self._drift(DriftKind.ORDER_MISSING_IN_LEDGER, sides)
+            drift = drift_of(DriftKind.ORDER_MISSING_IN_LEDGER, sides)
             return [_Finding(drift, dict(said), _BY_EVENTS)]
         if said is None:
             if self._is_explained(sides, row["version"]):
@@ -284,32 +298,32 @@ class Judge:
                 return []
         if row["version"] == said["version"] and not row_differs(said, row):
             return []
-        return [_Finding(self._drift(DriftKind.ORDER_ROW_DIFFERS, sides), dict(said), _BY_EVENTS)]
+        return [_Finding(drift_of(DriftKind.ORDER_ROW_DIFFERS, sides), dict(said), _BY_EVENTS)]
 
-    def _name_both(self, sides: _Sides, in_redis: int, seen: int) -> list[_Finding]:
+    def _name_both(self, sides: Sides, in_redis: int, seen: int) -> list[_Finding]:
         """The row against Redis' record: the events that would decide are lost."""
-        order, _, now, row, said, _ = sides
+        order, _, now, row, said, _, _ = sides
         version = row["version"] if row else 0
         if now is None:
             of_row = self._name_row(sides)
             if row is None or (said is None and of_row):
                 return of_row
-            return [_Finding(self._drift(DriftKind.ORDER_MISSING_IN_REDIS, sides)), *of_row]
+            return [_Finding(drift_of(DriftKind.ORDER_MISSING_IN_REDIS, sides)), *of_row]
         if row is None:
             if order in self._subjects or not seen:
                 return []
             return [self._from_record(DriftKind.ORDER_MISSING_IN_LEDGER, sides)]
         if in_redis < version:
-            return [_Finding(self._drift(DriftKind.ORDER_BEHIND_IN_REDIS, sides))]
+            return [_Finding(drift_of(DriftKind.ORDER_BEHIND_IN_REDIS, sides))]
         if in_redis == version and row["record"] != now:
-            return [_Finding(self._drift(DriftKind.ORDER_DIFFERS, sides))]
+            return [_Finding(drift_of(DriftKind.ORDER_DIFFERS, sides))]
         if version < seen:
             if order in self._subjects:
                 return []
             return [self._from_record(DriftKind.ORDER_BEHIND_IN_LEDGER, sides)]
         return self._by_its_record(sides) if row["record"] == now else []
 
-    def _by_its_record(self, sides: _Sides) -> list[_Finding]:
+    def _by_its_record(self, sides: Sides) -> list[_Finding]:
         """A row that has Redis' record, and may still say something else in its other columns."""
         if sides.row is None or is_row_of_record(self._known, sides.row):
             return []
@@ -317,8 +331,8 @@ class Judge:
         text = "the row is not what its record says"
         return [finding._replace(drift=Drift(finding.drift.kind, text, sides.order))]
 
-    def _from_record(self, kind: DriftKind, sides: _Sides) -> _Finding:
-        drift = self._drift(kind, sides)
+    def _from_record(self, kind: DriftKind, sides: Sides) -> _Finding:
+        drift = drift_of(kind, sides)
         if sides.order in self.disputed or sides.now is None:
             return _Finding(drift)
         right = record_row(self._known, sides.order, sides.now)
@@ -339,25 +353,9 @@ class Judge:
         except (LookupError, ValueError):
             return None
 
-    def _drift(self, kind: DriftKind, sides: _Sides) -> Drift:
-        order, _, now, row, said, _ = sides
-        quoted = (DriftKind.ORDER_DIFFERS, DriftKind.ORDER_FORGED, DriftKind.ORDER_UNREADABLE)
-        shown = _quoted if kind in quoted else _shown
-        if kind is DriftKind.ORDER_ROW_DIFFERS and row and said:
-            names = [name for name in said if row[name] != said[name]]
-            text = f"its events say {_shown(said['record'])}; the row differs in "
-            text += ", ".join(names)
-        elif said is not None:
-            ledger = "its row too" if row is not None and row["record"] == now else "not so its row"
-            text = f"Redis: {shown(now)}; its events: {shown(said['record'])}"
-            text += f" ({ledger})" if kind is DriftKind.ORDER_FORGED else ""
-        else:
-            text = f"Redis: {shown(now)}; ledger: {shown(row['record'] if row else None)}"
-        return Drift(kind, text, order)
-
     # -- mending ------------------------------------------------------------------------------
 
-    async def _found(self, finding: _Finding, sides: _Sides) -> None:
+    async def _found(self, finding: _Finding, sides: Sides) -> None:
         drift = finding.drift
         if drift.kind in _MISSING and drift.order in self._subjects:
             return
@@ -387,14 +385,3 @@ class Judge:
                 # Only if it is still the row that was judged: a consumer may have moved it up.
                 key = (ORDERS.c[name] == row[name] for name in ("sale", "id", "version", "record"))
                 await connection.execute(update(ORDERS).where(*key).values(right))
-
-
-def _shown(record: str | None) -> str:
-    """What a record says, in short; the whole of it when it is none."""
-    if record is None or record[:1] not in STATES or not record[1:2].isalnum():
-        return _quoted(record)
-    return f"{STATES[record[0]]} (version {int(record[1], 36)})"
-
-
-def _quoted(record: str | None) -> str:
-    return "nothing" if record is None else repr(record if len(record) <= 90 else record[:87] + "…")

@@ -16,9 +16,10 @@ from seckill.engine import Engine
 from seckill.keys import shard_keys
 from seckill.ledger.drift import Drift, DriftKind
 from seckill.ledger.reconcile_sides import PART, RedisSide
+from seckill.order import order_id_shard
 from seckill.status import Status
 
-__all__ = ["Waiting", "compare_queues", "requeue"]
+__all__ = ["Waiting", "compare_queues", "is_order_id", "requeue"]
 
 _QUEUES: Final = {"h": "holds", "p": "paying"}
 _REFUSED: Final = {
@@ -37,8 +38,17 @@ class Waiting:
         """Notes some orders by their records."""
         for order, record in records.items():
             waiting = self.orders.get(record[:1])
-            if waiting is not None:
+            if waiting is not None and is_order_id(order):
                 waiting.add(order)
+
+
+def is_order_id(order: str) -> bool:
+    """Whether a field of Redis' orders can be an order at all."""
+    try:
+        order_id_shard(order)
+    except ValueError:
+        return False
+    return True
 
 
 async def compare_queues(redis: RedisSide, waiting: Waiting) -> list[Drift]:

@@ -224,18 +224,24 @@ class RedisSide:
         ]
 
     async def letters(self) -> dict[int, tuple[str, str]]:
-        """The ledger's dead letters: by seq, subject and cause."""
+        """The ledger's dead letters: by seq, subject and cause. Fields that name no event are told
+        as one, with seq 0."""
         found: dict[int, tuple[str, str]] = {}
-        cursor = 0
+        nameless, key, cursor = set[str](), group_keys(self._sale, GROUP).dead, 0
         while True:
-            cursor, part = await self._client.hscan(
-                group_keys(self._sale, GROUP).dead, cursor, count=PART
-            )
+            cursor, part = await self._client.hscan(key, cursor, count=PART)
             for field, text in part.items():
-                seq, _, subject = field.decode().partition(":")
-                found[int(seq)] = (subject, str(msgspec.json.decode(text).get("cause", "")))
+                number, _, subject = _text(field).partition(":")
+                if number.isdecimal() and subject:
+                    found[int(number)] = (subject, _cause(text, f"{key} {_text(field)}"))
+                else:
+                    nameless.add(_text(field)[:60])
             if cursor == 0:
-                return found
+                break
+        if nameless:
+            named = ", ".join(sorted(nameless)[:8])
+            found[0] = ("", f"no letters, take them out ({len(nameless)}): HDEL {key} {named}")
+        return found
 
 
 class LedgerSide:
@@ -373,6 +379,13 @@ def _picture(fields: dict[str, str], stock: dict[bytes, bytes], orders: int) -> 
         stock={name.decode(): int(value) for name, value in stock.items()},
         orders=orders,
     )
+
+
+def _cause(letter: bytes, where: str) -> str:
+    try:
+        return str(msgspec.json.decode(letter, type=dict).get("cause", ""))
+    except (ValueError, RecursionError):
+        return f"the letter can't be read, take it out: HDEL {where}"
 
 
 def _parts(names: Sequence[str]) -> list[Sequence[str]]:

@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import redis
 from rich.cells import cell_len
 
+from seckill.keys import shard_keys
 from tests.cli.conftest import Seckill
 
 SaleFile = Callable[..., tuple[str, Path]]
@@ -130,6 +132,20 @@ def test_list(seckill: Seckill, sale_file: SaleFile) -> None:
     assert rows[sale]["total"] == 1320
     assert rows[sale]["phase"] == "created"
     assert sale in seckill("sale", "list").out
+
+
+def test_a_damaged_sale_hides_no_other(
+    seckill: Seckill, sale_file: SaleFile, client: redis.Redis
+) -> None:
+    damaged, other = sale_file(), sale_file()
+    for _, path in (damaged, other):
+        seckill("sale", "create", str(path))
+    client.hdel(shard_keys(damaged[0])[1], "0:available")
+    listed = seckill("sale", "list", "--json")
+    assert other[0] in {row["sale"] for row in listed.data}
+    assert f"stock of sale {damaged[0]} is damaged" in listed.err.replace("\n", " ")
+    assert "bug" not in listed.err
+    client.delete(*shard_keys(damaged[0]))
 
 
 def test_stock_is_changed_once_for_each_key(seckill: Seckill, sale_file: SaleFile) -> None:

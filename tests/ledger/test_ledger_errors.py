@@ -166,7 +166,7 @@ async def test_sqlite_where_nobody_may_write(tmp_path: Path) -> None:
     threads = set(threading.enumerate())
     with pytest.raises(LedgerUnavailable, match="is there such a folder"):
         await Ledger(f"sqlite:///{tmp_path}/nowhere/ledger.db").start()
-    assert set(threading.enumerate()) == threads
+    assert set(threading.enumerate()) <= threads
     with pytest.raises(InvalidInput, match="is a folder; name a file in it"):
         Ledger(f"sqlite:///{tmp_path}")
 

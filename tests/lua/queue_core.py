@@ -104,7 +104,7 @@ class QueueCore(Core):
 
     def open_queue(self, mode: str, *numbers: Any) -> Status:
         """``numbers``: joins ms, draw ms, life ms, rate, overbook max."""
-        words = ("5eed", "c0ffee", "secret", "k1,k2")
+        words = ("5eed", "c0ffee", "secret", "k1,k2", 1)
         return Status(self.run("queue", self.definition_id, mode, *numbers, *words)[0])
 
     # -- the queue ----------------------------------------------------------------------------

@@ -151,7 +151,7 @@ def test_every_verb_is_refused_and_changes_nothing(sale: Core, gone: bool) -> No
 
 
 QUEUE_VERBS = {
-    "queue": ("queue", 0, "", 1_000, 0, 1, "seed", "commitment", "secret", "keys"),
+    "queue": ("queue", 0, "", 1_000, 0, 1, "seed", "commitment", "secret", "keys", 1),
     "join": (msgspec.msgpack.encode([[2**52], ["ann"], [1]]),),
     "leave": ("ann",),
     "admit": (0,),

@@ -883,6 +883,9 @@ class Twin(threading.Thread):
                 whole = False
         for own in (self.sales[which], self.queues[which], self.tickets[which]):
             said = said.replace(own.encode(), b"S" * len(own))
+        # What differs between any two sales. Masked here and not in what is read of it, because the
+        # length that a HEAD is told belongs to no body, and so what follows is read as one.
+        said = re.sub(rb"\b[0-9a-f]{24}\b|\b\d{13}\b", lambda found: b"0" * len(found[0]), said)
         answers = list(_told(said.decode()))
         if not whole:
             answers = answers[:-1]

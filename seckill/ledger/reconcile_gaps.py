@@ -8,6 +8,7 @@ of one event would else let any number of forged records in.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -32,10 +33,14 @@ class Gaps:
         self._of_subject: dict[str, list[int]] = {}
         self._only_here: list[tuple[int, int]] = []
         self._claims: dict[str, Claim] = {}
+        # Where runs of lost events begin, and how many are lost from there on.
+        self._starts: list[int] = []
+        self._rest: list[int] = []
 
     def lose(self, first: int, last: int) -> None:
         """Notes events of which nobody knows what they were."""
         _append(self._lost, first, last)
+        self._starts = []
         _append(self._absent, first, last)
 
     def lose_known(self, seq: int, subjects: Iterable[str]) -> None:
@@ -59,7 +64,25 @@ class Gaps:
     def room(self, seq: int) -> int:
         """How many events after this one are lost that may have been any order's. The sale's first
         is not: it is always its own."""
-        return sum(max(0, last - max(first, seq + 1, 2) + 1) for first, last in self._lost)
+        if not self._starts and self._lost:
+            self._count()
+        # The run that this event is in or after, and those that follow it.
+        at = bisect_right(self._starts, seq)
+        here = self._rest[at - 1] - self._rest[at] if at else 0
+        of_it = max(0, here - (seq - self._starts[at - 1] + 1)) if at else 0
+        return of_it + (self._rest[at] if self._rest else 0)
+
+    def _count(self) -> None:
+        runs: list[tuple[int, int]] = []
+        for first, last in sorted(self._lost):
+            start = max(first, 2, runs[-1][1] + 1 if runs else 0)
+            if start <= last:
+                runs.append((start, last))
+        self._starts = [first for first, _ in runs]
+        self._rest = [0]
+        for first, last in reversed(runs):
+            self._rest.append(self._rest[-1] + last - first + 1)
+        self._rest.reverse()
 
     def known(self, order: str, seq: int) -> int:
         """How many events of this order after that one the ledger lacks or disputes."""

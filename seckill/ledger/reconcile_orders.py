@@ -87,6 +87,7 @@ class Judge:
         self._claiming: set[str] = set()
         self._settled = False
         self._all_fit = True
+        self._asked = ""
         self.gaps = Gaps()
         self._all_events = False
         # Events that differ, and their orders: nobody knows what is right.
@@ -115,6 +116,10 @@ class Judge:
         """All orders were compared, so it is known what the lost events would have to explain."""
         await self.flush()
         self._settled, self._all_fit = True, self.gaps.fit()
+        self._asked = (
+            f"the events that are lost, {self.gaps.room(0):,}, can't explain all the records"
+        )
+        self._asked += f" that are further than theirs, {self.gaps.claimed:,} versions"
         await self.add(self._claiming, by_history=True)
         await self.flush()
 
@@ -210,7 +215,7 @@ class Judge:
         version = sides.row["version"] if sides.row else 0
         seen = (self._version(sides.order, sides.before) or 0) if caught_up else 0
         of_row, in_all = (
-            max(0, each - by_events) if self._is_explained(sides, each) else 0
+            each - by_events if each > by_events and self._is_explained(sides, each) else 0
             for each in (version, max(version, seen))
         )
         beyond = max(0, in_all - of_row)
@@ -261,9 +266,7 @@ class Judge:
             return [forged] if is_alone else [forged, *self._name_row(sides)]
         if self._is_one_too_many(sides, seen):
             drift = drift_of(DriftKind.ORDER_FORGED, sides)
-            text = f"{drift.text}; the events that are lost, {self.gaps.room(0):,}, can't explain"
-            text += f" all the records that are further than theirs, {self.gaps.claimed:,} versions"
-            return [_Finding(Drift(drift.kind, text, order))]
+            return [_Finding(Drift(drift.kind, f"{drift.text}; {self._asked}", order))]
         if is_alone and seen <= by_events and order not in self.disputed:
             drift = drift_of(DriftKind.EVENT_DIFFERS, sides)
             return [_Finding(Drift(drift.kind, drift.text, order, newest, newest))]

@@ -723,7 +723,7 @@ async def test_a_relay_that_was_stopped_gives_way(
         await until(lambda: len(receiver.taken) > 20)
         child.send_signal(signal.SIGSTOP)
         receiver.behave = lambda body, attempt: "204"
-        async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=6_000) as relay:
+        async with relaying(engine, endpoint(receiver), sales=(sale.id,), lease_ms=30_000) as relay:
             await until(lambda: relay.deliveries)
             child.send_signal(signal.SIGCONT)
             # What the stopped one had sent in vain waits for its turn.

@@ -48,8 +48,8 @@ class Place(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     ``phase``: joined (its list is not closed yet), drawing (closed, not in order yet), waiting,
     unlikely (the stock left will probably not reach it), called (``token`` is good until
-    ``expires_ms``), lapsed, sold_out (nothing available or held) or ended. ``ahead``: how many others
-    come before it at most, ``eta_ms`` how long that takes if it goes on as it goes; both are
+    ``expires_ms``), lapsed, sold_out (nothing is left or held) or ended. ``ahead``: how many
+    others come before it at most, ``eta_ms`` how long that takes if it goes on as it goes; both are
     None where nobody can tell. ``salt`` is what the buyer finds the own line in a published list of
     tickets with (docs/fair-draw.md), empty where tickets are not ranked. ``at_ms``: as of when, on
     the server's clock.

@@ -132,6 +132,8 @@ async def _damage(engine: Engine, sale: str, error: Exception) -> str:
         for key, kind, wanted in zip(keys, types, KEY_TYPES, strict=True)
         if kind.decode() not in (wanted, "none")
     ]
+    # No rebuild writes over a key that may be somebody else's.
+    first = "take such a key away (redis-cli RENAME), then " if found else ""
     if isinstance(stock, dict):
         found += [
             f"field {field.decode(errors='replace')} of {keys[1]} is {value[:60]!r}, not a number"
@@ -139,7 +141,8 @@ async def _damage(engine: Engine, sale: str, error: Exception) -> str:
             if not value.removeprefix(b"-").isdigit()
         ]
     said = "; ".join(found) or (str(error) if isinstance(error, SeckillError) else repr(error))
-    return f"damaged: {said}; see docs/recovery.md, edited keys (seckill rebuild {sale} --force)"
+    remedy = f"{first}see docs/recovery.md, edited keys (seckill rebuild {sale} --force)"
+    return f"damaged: {said}; {remedy}"
 
 
 async def _tell_unlisted(engine: Engine, sales: list[str]) -> None:

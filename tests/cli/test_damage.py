@@ -94,6 +94,7 @@ def test_one_damaged_sale_hides_no_other(
         assert (reports[other]["ok"], reports[other]["decided"]) == (True, True)
         [said] = reports[sold]["undecided"]
         assert words in said
+        assert ("(redis-cli RENAME), then see" in said) == ("is a string" in said)
         assert f"see docs/recovery.md, edited keys (seckill rebuild {sold} --force)" in said
         for key, value in before.items():
             client.delete(key)

@@ -21,14 +21,8 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, STALE_DEFINITION, NO_QUEUE, DONE.
 --@include "lib/pace"
 local format, definition_id, known_step = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
 local SKIPS_MAX = 1000
-check_keys()
-check_queue_keys()
-local sale, refusal = read_sale(format)
+local sale, queue, refusal = begin_on_queue(format, definition_id)
 if not sale then return { refusal } end
-read_clock(sale)
-if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION } end
-local queue = read_queue(sale)
-if not queue then return { STATUS.NO_QUEUE } end
 local pace, now_ms, closed = queue.pace, sale.now_ms, closed_status(sale)
 
 -- The live steps as they were at the last look, with what has happened since.

@@ -17,14 +17,8 @@ something else, or are not all there), DONE.
 --@include "lib/queue"
 local format, definition_id, digest = tonumber(ARGV[1]), ARGV[2], ARGV[3]
 local value, ranked = ARGV[4], ARGV[5]
-check_keys()
-check_queue_keys()
-local sale, refusal = read_sale(format)
+local sale, queue, refusal = begin_on_queue(format, definition_id)
 if not sale then return { refusal } end
-read_clock(sale)
-if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION } end
-local queue = read_queue(sale)
-if not queue then return { STATUS.NO_QUEUE } end
 if queue.ranked then return { STATUS.ALREADY } end
 local known = redis.call('HMGET', KEYS[8], 'digest', 'public_value', 'listed', 'seed')
 if known[1] ~= digest or (known[2] or '') ~= value or known[3] ~= ranked

@@ -15,14 +15,8 @@ is closed and not ranked yet), DONE.
 --@include "lib/sale"
 --@include "lib/queue"
 local format, definition_id, buyer = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-check_keys()
-check_queue_keys()
-local sale, refusal = read_sale(format)
+local sale, queue, refusal = begin_on_queue(format, definition_id)
 if not sale then return { refusal } end
-read_clock(sale)
-if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION } end
-local queue = read_queue(sale)
-if not queue then return { STATUS.NO_QUEUE } end
 local text = redis.call('HGET', KEYS[9], buyer)
 if not text then return { STATUS.UNKNOWN_TICKET } end
 local number = tonumber(string.match(text, '^%d+'))

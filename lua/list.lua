@@ -15,14 +15,8 @@ ALREADY, CONFLICT (another digest), DONE.
 --@include "lib/sale"
 --@include "lib/queue"
 local format, definition_id, digest, count = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
-check_keys()
-check_queue_keys()
-local sale, refusal = read_sale(format)
+local sale, queue, refusal = begin_on_queue(format, definition_id)
 if not sale then return { refusal } end
-read_clock(sale)
-if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION } end
-local queue = read_queue(sale)
-if not queue then return { STATUS.NO_QUEUE } end
 if not queue.closed or queue.closes then return { STATUS.NOT_OPEN } end
 local known = redis.call('HGET', KEYS[8], 'digest')
 if known then return { known == digest and STATUS.ALREADY or STATUS.CONFLICT } end

@@ -14,13 +14,8 @@ not written down yet), ALREADY, CONFLICT (another value), DONE.
 --@include "lib/sale"
 --@include "lib/queue"
 local format, definition_id, value = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-check_keys()
-check_queue_keys()
-local sale, refusal = read_sale(format)
+local sale, _, refusal = begin_on_queue(format, definition_id)
 if not sale then return { refusal } end
-read_clock(sale)
-if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION } end
-if not read_queue(sale) then return { STATUS.NO_QUEUE } end
 local known = redis.call('HMGET', KEYS[8], 'digest', 'public_value')
 if not known[1] then return { STATUS.NOT_OPEN } end
 if known[2] then return { known[2] == value and STATUS.ALREADY or STATUS.CONFLICT } end

@@ -79,3 +79,17 @@ local function check_queue_keys()
   redis.call('STRLEN', KEYS[12])
   if KEYS[13] then redis.call('HLEN', KEYS[13]) end
 end
+
+-- How every verb on a queue but join begins: returns the sale and its queue, or nil twice and what the
+-- verb is refused with.
+local function begin_on_queue(format, definition_id)
+  check_keys()
+  check_queue_keys()
+  local sale, refusal = read_sale(format)
+  if not sale then return nil, nil, refusal end
+  read_clock(sale)
+  if definition_id ~= sale.definition_id then return nil, nil, STATUS.STALE_DEFINITION end
+  local queue = read_queue(sale)
+  if not queue then return nil, nil, STATUS.NO_QUEUE end
+  return sale, queue
+end

@@ -54,7 +54,7 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.keys import shard_keys
 
-__all__ = ["NAME", "run"]
+__all__ = ["CONNECTIONS", "INTAKE", "NAME", "NOOP", "Process", "run", "started"]
 
 NAME: Final = "http"
 CONNECTIONS: Final = 128
@@ -108,7 +108,7 @@ class _Slice(msgspec.Struct, frozen=True):
         return self.orders / self.load.took_s
 
 
-class _Process(msgspec.Struct, frozen=True):
+class Process(msgspec.Struct, frozen=True):
     """A server under test."""
 
     base: str
@@ -140,7 +140,9 @@ class _Test:
         }
         modules = {INTAKE: "intake_server", NOOP: "noop_server", EVALSHA: "evalsha_server"}
         self.servers = {
-            who: stack.enter_context(_started(module, msgspec.json.encode(start).decode()))
+            who: stack.enter_context(
+                started(f"references.{module}", msgspec.json.encode(start).decode())
+            )
             for who, module in modules.items()
         }
 
@@ -357,15 +359,15 @@ def _bytes_in(wire: Wire) -> int:
 
 
 @contextmanager
-def _started(module: str, start: str) -> Iterator[_Process]:
-    """A server of references/, once it takes requests."""
-    command = [sys.executable, "-m", f"benchmarks.references.{module}", start]
+def started(module: str, start: str) -> Iterator[Process]:
+    """A server that is a module of benchmarks/, once it takes requests."""
+    command = [sys.executable, "-m", f"benchmarks.{module}", start]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert process.stdout is not None
             base = process.stdout.readline().strip()
             assert base.startswith("http://"), f"{module} did not start: {base}"
-            yield _Process(base, process.pid)
+            yield Process(base, process.pid)
         finally:
             process.terminate()
             try:

@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from itertools import cycle
 from math import ceil
 from pathlib import Path
@@ -24,7 +24,7 @@ from urllib.parse import urlsplit
 import msgspec
 
 from benchmarks.clients import Crowd
-from benchmarks.http import CONNECTIONS, INTAKE, NOOP, START_S, _Process
+from benchmarks.http import CONNECTIONS, INTAKE, NOOP, Process, started
 from benchmarks.load import Load, _children_s, generator
 from benchmarks.machine import cpu_seconds
 from benchmarks.plan import Plan
@@ -83,7 +83,7 @@ def ask_over_http(plan: Plan, label: str, embedded: EmbeddedServer) -> Iterator[
         }
         modules = {INTAKE: "references.intake_server", NOOP: "queue_noop"}
         servers = {
-            who: stack.enter_context(_started(module, msgspec.json.encode(start).decode()))
+            who: stack.enter_context(started(module, msgspec.json.encode(start).decode()))
             for who, module in modules.items()
         }
         if not plan.quick:
@@ -100,7 +100,7 @@ def ask_over_http(plan: Plan, label: str, embedded: EmbeddedServer) -> Iterator[
         yield runner.run(check_sale(NAME, label, embedded.url, durability, SALE))
 
 
-def _warm(process: _Process, files: Path, wire: Wire, seconds: int, buyers: int) -> None:
+def _warm(process: Process, files: Path, wire: Wire, seconds: int, buyers: int) -> None:
     """Lets the intake see the user token of every buyer. Each slice begins with the first."""
     load = _slice(process, files, wire, seconds).load
     if load.requests < buyers:
@@ -123,7 +123,7 @@ async def _write_requests(files: Path, url: str, secret: str, count: int) -> Non
     (files / "places.lua").write_text(_WRK.format(summary=summary))
 
 
-def _slice(process: _Process, files: Path, wire: Wire, seconds: int) -> _Slice:
+def _slice(process: Process, files: Path, wire: Wire, seconds: int) -> _Slice:
     wire.call("CONFIG", "RESETSTAT")
     server_s = cpu_seconds(process.pid)
     load = _send(f"{process.base}/v1/sales/{SALE}/tickets/me", files, seconds)
@@ -166,24 +166,6 @@ def _rows(label: str, found: dict[str, list[_Slice]]) -> Iterator[Row]:
     calls = [part.calls / part.load.took_s for part in found[INTAKE]]
     question = "scripts that the intake calls while places are asked"
     yield Row.of(NAME, label, question, "a second", calls, note="looks and sweeps")
-
-
-@contextmanager
-def _started(module: str, start: str) -> Iterator[_Process]:
-    """A server, once it takes requests."""
-    command = [sys.executable, "-m", f"benchmarks.{module}", start]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert process.stdout is not None
-            base = process.stdout.readline().strip()
-            assert base.startswith("http://"), f"{module} did not start: {base}"
-            yield _Process(base, process.pid)
-        finally:
-            process.terminate()
-            try:
-                process.wait(timeout=START_S)
-            except subprocess.TimeoutExpired:
-                process.kill()
 
 
 def main() -> None:

@@ -3,20 +3,20 @@ add_stock: adds units to a SKU, or takes some away, while the sale runs. What is
 taking away more than is available is refused. Repeating an operation key changes nothing.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] definition id  [3] SKU index  [4] units, negative to take away  [5] operation key
+ARGV     [1] caller  [2] definition id  [3] SKU index  [4] units, negative to take away  [5] operation key
 Returns  {status, sale time ms, available, total}
 Events   sale stock
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, STALE_DEFINITION, ALREADY, CONFLICT (this key with another
-SKU or number), UNKNOWN_SKU, CLOSED, BELOW_COMMITTED, TOO_MANY_UNITS, DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, STALE_DEFINITION, ALREADY, CONFLICT (this key
+with another SKU or number), UNKNOWN_SKU, CLOSED, BELOW_COMMITTED, TOO_MANY_UNITS, DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, definition_id, index, units, key =
-  tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
+local caller, definition_id, index, units, key =
+  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[5]
 local UNITS_MAX = 1000000000
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0, 0, 0 } end
 if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION, 0, 0, 0 } end
 read_clock(sale)

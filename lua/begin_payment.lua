@@ -4,19 +4,19 @@ deadline. Repeating it changes nothing. An overdue hold is refused even before t
 Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] order id  [3] buyer, or empty for the backend
+ARGV     [1] caller  [2] order id  [3] buyer, or empty for the backend
 Returns  {status, sale time ms, record}
 Events   paying
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, UNKNOWN_ORDER, ALREADY (paying), CONFIRMED, REFUNDED,
-RELEASED, EXPIRED, DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, UNKNOWN_ORDER, ALREADY (paying), CONFIRMED,
+REFUNDED, RELEASED, EXPIRED, DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
 --@include "lib/record"
-local format, id, buyer = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local caller, id, buyer = ARGV[1], ARGV[2], ARGV[3]
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0, '' } end
 read_clock(sale)
 local order, text = find_order(id, buyer)

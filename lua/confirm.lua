@@ -8,12 +8,12 @@ any more: late money is always due back.
 Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] order id  [3] payment id
+ARGV     [1] caller  [2] order id  [3] payment id
 Returns  {status, sale time ms, record}
 Events   confirmed, refund_due, sale settled
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, UNKNOWN_ORDER; ALREADY (this payment confirmed the order),
-REFUNDED (this payment confirmed it, and it was refunded since), LATE, DUPLICATE_PAYMENT,
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, UNKNOWN_ORDER; ALREADY (this payment confirmed
+the order), REFUNDED (this payment confirmed it, and it was refunded since), LATE, DUPLICATE_PAYMENT,
 TOO_MANY_PAYMENTS, DONE, CONFIRMED_LATE (it had expired, a unit was left and the limits allowed it).
 ]]
 --@include "lib/status"
@@ -21,9 +21,9 @@ TOO_MANY_PAYMENTS, DONE, CONFIRMED_LATE (it had expired, a unit was left and the
 --@include "lib/limits"
 --@include "lib/sale"
 --@include "lib/record"
-local format, id, payment = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+local caller, id, payment = ARGV[1], ARGV[2], ARGV[3]
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0, '' } end
 read_clock(sale)
 local order, text = find_order(id, '')

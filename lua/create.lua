@@ -3,7 +3,7 @@ create: writes a sale's definition and stock. Nothing is sold before open. Creat
 definition again changes nothing; another definition under the same id is refused.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] definition id  [3] definition (JSON)  [4] run_id of the server
+ARGV     [1] caller  [2] definition id  [3] definition (JSON)  [4] run_id of the server
          [5] opens ms  [6] ends ms  [7] hold ms  [8] pay ms  [9] limit per order
          [10] limit per buyer  [11] max lapsed  [12] clock jump ms
          [13 …] total and limit per buyer of each item, in order
@@ -15,11 +15,11 @@ CREATED.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, definition_id, definition, run_id = tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4]
+local caller, definition_id, definition, run_id = ARGV[1], ARGV[2], ARGV[3], ARGV[4]
 local known = redis.call('HMGET', KEYS[1], 'definition_id', 'format')
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-if format ~= FORMAT or (known[2] and tonumber(known[2]) ~= FORMAT) then
+if read_caller(caller) ~= FORMAT or (known[2] and tonumber(known[2]) ~= FORMAT) then
   return { STATUS.UPGRADE_NEEDED, now_ms }
 end
 if known[1] then

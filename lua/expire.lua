@@ -5,22 +5,23 @@ order of deadline, because a duration is one number per sale and state, so the s
 first order that is not due. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] orders to look at in each queue, at most 1,000
+ARGV     [1] caller  [2] orders to look at in each queue, at most 1,000
 Returns  {status, sale time ms, orders expired, 1 when more may be due now,
          deadline ms of the next order due, 0 for none}
 Events   expired, sale paused (the clock jumped), sale settled
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, CLOCK_JUMP (nothing expires until the sale is resumed), DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, CLOCK_JUMP (nothing expires until the sale is
+resumed), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/units"
 --@include "lib/sale"
 --@include "lib/record"
 --@include "lib/give_back"
-local format, look_at = tonumber(ARGV[1]), tonumber(ARGV[2])
+local caller, look_at = ARGV[1], tonumber(ARGV[2])
 local HEARTBEAT_MS = 1000
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0, 0, 0, 0 } end
 read_clock(sale)
 if sale.jumped then

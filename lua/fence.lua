@@ -7,7 +7,7 @@ state it had stands in fenced_state. A sale that is not there gets a header with
 nobody makes it anew. Repeating it changes nothing. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] made, as it was seen here a moment ago, empty for no such sale
+ARGV     [1] caller  [2] made, as it was seen here a moment ago, empty for no such sale
          [3] made, as the ledger has it  [4] the ledger's last seq  [5] definition id
          [6] definition (JSON)  [7] origin ms  [8] opens ms  [9] ends ms  [10] hold ms  [11] pay ms
          [12] limit per order  [13] limit per buyer  [14] max lapsed  [15] clock jump ms
@@ -20,10 +20,11 @@ sale by now than was seen: look again).
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, seen_made, ledger_made, ledger_seq, wanted =
-  tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[16]
+--@include "lib/fence"
+local caller, seen_made, ledger_made, ledger_seq, wanted =
+  ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[16]
 local h = redis.call('HMGET', KEYS[1], 'format', 'made', 'seq', 'state', 'reason')
-if format ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
+if read_caller(caller) ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
   return { STATUS.UPGRADE_NEEDED, '', 0 }
 end
 if h[4] == 'fenced' then return { STATUS.FENCED, h[5] or '', 0 } end
@@ -52,5 +53,5 @@ if not h[1] then
     'hold_ms', ARGV[10], 'pay_ms', ARGV[11], 'limit_per_order', ARGV[12],
     'limit_per_buyer', ARGV[13], 'max_lapsed', ARGV[14], 'clock_jump_ms', ARGV[15])
 end
-redis.call('HSET', KEYS[1], 'state', 'fenced', 'reason', reason, 'fenced_state', h[4] or '')
+fence_sale(h[4] or '', reason)
 return { STATUS.FENCED, reason, 1 }

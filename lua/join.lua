@@ -5,35 +5,41 @@ but not in a draw.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
          [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks  [13] gone
-ARGV     [1] format  [2] definition id  [3] the batch in msgpack, at most 1,000 buyers, by columns:
+ARGV     [1] caller  [2] definition id  [3] the batch in msgpack, at most 1,000 buyers, by columns:
          {not_after ms, buyers, weights}
-Returns  {server time ms (0: no such sale), 0, answers}: for each buyer twice the number of a new
-         ticket, twice the number of a known one plus one, or the status of a refusal, negative
+Returns  {server time ms (0: no such sale, or none that this server is trusted with), 0, answers, seq of
+         the sale (0: it was not read)}: for each buyer twice the number of a new ticket, twice the number
+         of a known one plus one, or the status of a refusal, negative
 Events   queue closed
 
-The first that applies is the answer: UNKNOWN_SALE → UPGRADE_NEEDED → FENCED → STALE_DEFINITION →
+The first that applies is the answer: UNKNOWN_SALE → UPGRADE_NEEDED → FENCED → NEW_SERVER → STALE_DEFINITION →
 NO_QUEUE → the known ticket → ENDED → NOT_OPEN → JOINS_CLOSED → TOO_LATE → the new ticket.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
 --@include "lib/queue"
-local format, definition_id = tonumber(ARGV[1]), ARGV[2]
+local caller, definition_id = ARGV[1], ARGV[2]
 local not_afters, buyers, weights = unpack(cmsgpack.unpack(ARGV[3]))
 local answers = {}
 check_keys()
 check_queue_keys()
 
-local function refuse_all(status, raw_ms)
+local function refuse_all(status, raw_ms, seq)
   for i = 1, #buyers do answers[i] = -status end
-  return { raw_ms, 0, answers }
+  return { raw_ms, 0, answers, seq }
 end
 
-local sale, refusal = read_sale(format)
-if not sale then return refuse_all(refusal, refusal == STATUS.UNKNOWN_SALE and 0 or 1) end
+local sale, refusal = read_sale(caller)
+if not sale then
+  local is_here = refusal ~= STATUS.UNKNOWN_SALE and refusal ~= STATUS.NEW_SERVER
+  return refuse_all(refusal, is_here and 1 or 0, 0)
+end
 read_clock(sale)
-if definition_id ~= sale.definition_id then return refuse_all(STATUS.STALE_DEFINITION, sale.raw_ms) end
+if definition_id ~= sale.definition_id then
+  return refuse_all(STATUS.STALE_DEFINITION, sale.raw_ms, sale.seq)
+end
 local queue = read_queue(sale)
-if not queue then return refuse_all(STATUS.NO_QUEUE, sale.raw_ms) end
+if not queue then return refuse_all(STATUS.NO_QUEUE, sale.raw_ms, sale.seq) end
 
 local closed = nil
 if sale.state == 'closed' or sale.state == 'settled' or sale.now_ms >= sale.ends_ms then
@@ -85,4 +91,4 @@ if queue.next > next_before then
   if #gone > 0 then redis.call('HSET', KEYS[13], unpack(gone)) end
   redis.call('HSET', KEYS[8], 'next', queue.next)
 end
-return { sale.raw_ms, 0, answers }
+return { sale.raw_ms, 0, answers, sale.seq }

@@ -3,20 +3,21 @@ lease: what every new order would be refused with at this moment, for a process 
 memory for lease_ms. A SKU that is answered here as sold out is not sold until the lease is over.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] definition id  [3] lease ms, 1 to 990
+ARGV     [1] caller  [2] definition id  [3] lease ms, 1 to 990
 Returns  {status, ms until the sale opens (0: it has, or who knows when), number of buyers who have
          had an order, what tells this sale from one lost before under the same id, index, index …
          of the SKUs that are sold out}
 Events   none
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, STALE_DEFINITION, PAUSED, NOT_OPEN, ENDED, DONE (it sells).
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, STALE_DEFINITION, PAUSED, NOT_OPEN, ENDED, DONE
+(it sells).
 ]]
 --@include "lib/status"
 --@include "lib/sale"
 --@include "lib/window"
-local format, definition_id, lease_ms = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local caller, definition_id, lease_ms = ARGV[1], ARGV[2], tonumber(ARGV[3])
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0, 0, '' } end
 if definition_id ~= sale.definition_id then return { STATUS.STALE_DEFINITION, 0, 0, '' } end
 read_clock(sale)

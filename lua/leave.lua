@@ -4,18 +4,18 @@ bought frees the turn. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
          [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks  [13] gone
-ARGV     [1] format  [2] definition id  [3] buyer
+ARGV     [1] caller  [2] definition id  [3] buyer
 Returns  {status}
 Events   none
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, STALE_DEFINITION, NO_QUEUE, UNKNOWN_TICKET, DRAWING (the list
-is closed and not ranked yet), DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, STALE_DEFINITION, NO_QUEUE, UNKNOWN_TICKET,
+DRAWING (the list is closed and not ranked yet), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
 --@include "lib/queue"
-local format, definition_id, buyer = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-local sale, queue, refusal = begin_on_queue(format, definition_id)
+local caller, definition_id, buyer = ARGV[1], ARGV[2], ARGV[3]
+local sale, queue, refusal = begin_on_queue(caller, definition_id)
 if not sale then return { refusal } end
 local text = redis.call('HGET', KEYS[9], buyer)
 if not text then return { STATUS.UNKNOWN_TICKET } end

@@ -3,17 +3,18 @@ pause: stops new orders at once. Buyers who hold units can still pay, and deadli
 Repeating it changes nothing, not even the reason. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] reason
+ARGV     [1] caller  [2] reason
 Returns  {status, sale time ms}
 Events   sale paused
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, ALREADY (paused), NOT_OPEN (not opened yet), CLOSED, DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, ALREADY (paused), NOT_OPEN (not opened yet),
+CLOSED, DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, reason = tonumber(ARGV[1]), ARGV[2]
+local caller, reason = ARGV[1], ARGV[2]
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0 } end
 read_clock(sale)
 if sale.state == 'paused' then return { STATUS.ALREADY, sale.now_ms } end

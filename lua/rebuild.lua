@@ -7,7 +7,7 @@ stood there before is gone. Repeating it changes nothing. Works at maxmemory.
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events, then the same
          of the sale that was rebuilt: [8] sale  [9] stock  [10] buyers  [11] orders  [12] holds
          [13] paying  [14] events
-ARGV     [1] format  [2] token of this rebuild  [3] consumer group of the ledger
+ARGV     [1] caller  [2] token of this rebuild  [3] consumer group of the ledger
 Returns  {status, seq, names of the consumer groups}
 Events   sale settled
 
@@ -15,8 +15,8 @@ Answers: UPGRADE_NEEDED, CONFLICT (another rebuild has begun since), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, token, ledger = tonumber(ARGV[1]), ARGV[2], ARGV[3]
-if format ~= FORMAT then return { STATUS.UPGRADE_NEEDED, 0, {} } end
+local caller, token, ledger = ARGV[1], ARGV[2], ARGV[3]
+if read_caller(caller) ~= FORMAT then return { STATUS.UPGRADE_NEEDED, 0, {} } end
 local before = redis.call('HMGET', KEYS[1], 'state', 'rebuilt_by', 'seq')
 if before[2] ~= token then return { STATUS.CONFLICT, 0, {} } end
 if before[1] ~= 'fenced' then return { STATUS.DONE, tonumber(before[3]), {} } end
@@ -45,7 +45,7 @@ redis.call('HDEL', KEYS[1], 'token', 'part')
 redis.call('HSET', KEYS[1], 'rebuilt_by', token)
 for _, group in ipairs(groups) do redis.call('XGROUP', 'CREATE', KEYS[7], group, '0') end
 
-local sale = read_sale(format)
+local sale = read_sale(caller, true)
 read_clock(sale)
 settle_if_done(sale)
 write_sale(sale)

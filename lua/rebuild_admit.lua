@@ -7,7 +7,7 @@ above the version that it had, so that nobody takes it for a version he has had.
 alone.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] token of this rebuild
+ARGV     [1] caller  [2] token of this rebuild
          [3] the orders in msgpack, at most 1,000: {ids, records, attrs}
 Returns  {status, the state that each has now (lib/record)}
 Events   held, expired, released
@@ -19,11 +19,11 @@ Answers: UPGRADE_NEEDED, CONFLICT (another rebuild has begun since), DONE.
 --@include "lib/limits"
 --@include "lib/sale"
 --@include "lib/record"
-local format, token = tonumber(ARGV[1]), ARGV[2]
+local caller, token = ARGV[1], ARGV[2]
 local ids, records, attrs = unpack(cmsgpack.unpack(ARGV[3]))
-if format ~= FORMAT then return { STATUS.UPGRADE_NEEDED, {} } end
+if read_caller(caller) ~= FORMAT then return { STATUS.UPGRADE_NEEDED, {} } end
 if redis.call('HGET', KEYS[1], 'token') ~= token then return { STATUS.CONFLICT, {} } end
-local sale = read_sale(format)
+local sale = read_sale(caller, true)
 read_clock(sale)
 -- A version is one digit, and leaves room for 16 payments and all else that may happen. Whoever had
 -- a higher one had payments, which are said again.

@@ -5,7 +5,7 @@ version is above the least one that is given. A payment that the order has alrea
 so is the 17th.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] token of this rebuild  [3] order id  [4] the version above which it goes on
+ARGV     [1] caller  [2] token of this rebuild  [3] order id  [4] the version above which it goes on
          [5] payment ids in msgpack
 Returns  {status}
 Events   refund_due
@@ -15,11 +15,11 @@ Answers: UPGRADE_NEEDED, CONFLICT (another rebuild has begun since), UNKNOWN_ORD
 --@include "lib/status"
 --@include "lib/sale"
 --@include "lib/record"
-local format, token, id, least = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+local caller, token, id, least = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local payments = cmsgpack.unpack(ARGV[5])
-if format ~= FORMAT then return { STATUS.UPGRADE_NEEDED } end
+if read_caller(caller) ~= FORMAT then return { STATUS.UPGRADE_NEEDED } end
 if redis.call('HGET', KEYS[1], 'token') ~= token then return { STATUS.CONFLICT } end
-local sale = read_sale(format)
+local sale = read_sale(caller, true)
 read_clock(sale)
 local order = find_order(id, '')
 if not order then return { STATUS.UNKNOWN_ORDER } end

@@ -5,7 +5,7 @@ before spared_ms: everybody has as long from now as the longest hold had at the 
 Repeating it changes nothing.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] token of this rebuild  [3] seq of its event, past all that anybody has seen
+ARGV     [1] caller  [2] token of this rebuild  [3] seq of its event, past all that anybody has seen
          [4] state  [5] the ledger's last seq  [6] its time ms  [7] orders in the ledger
          [8] the highest seq that was ever seen here  [9] longest rest of a hold ms
          [10] fields of header and stock in msgpack: {field, value …}, {field, value …}
@@ -16,12 +16,12 @@ Answers: UPGRADE_NEEDED, CONFLICT (another rebuild has begun since), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, token, seq, state, last_seq, last_ms, orders, seen_seq, rest_ms = tonumber(ARGV[1]),
+local caller, token, seq, state, last_seq, last_ms, orders, seen_seq, rest_ms = ARGV[1],
   ARGV[2], tonumber(ARGV[3]), ARGV[4], ARGV[5], ARGV[6], ARGV[7], ARGV[8], tonumber(ARGV[9])
 local header, stock = unpack(cmsgpack.unpack(ARGV[10]))
 -- unpack fails at 8,000 values, and a sale may have had that many changes of its stock.
 local CHUNK = 1000
-if format ~= FORMAT then return { STATUS.UPGRADE_NEEDED, 0, 0 } end
+if read_caller(caller) ~= FORMAT then return { STATUS.UPGRADE_NEEDED, 0, 0 } end
 local known = redis.call('HMGET', KEYS[1], 'token', 'seq', 'last_ms', 'spared_ms')
 if known[1] ~= token then return { STATUS.CONFLICT, 0, 0 } end
 if known[2] then return { STATUS.DONE, tonumber(known[3]), tonumber(known[4]) } end

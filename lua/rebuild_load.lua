@@ -4,7 +4,7 @@ itself. Parts come one after the other; the first one clears what an earlier att
 and repeating the last one changes nothing.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] token of this rebuild  [3] number of the part, the first is 0
+ARGV     [1] caller  [2] token of this rebuild  [3] number of the part, the first is 0
          [4] the part in msgpack: {orders as id, record …, buyers as buyer, purse …, ids for the
          holds queue, ids for the paying queue}, at most 1,000 of each
 Returns  {status}
@@ -14,9 +14,9 @@ Answers: UPGRADE_NEEDED, CONFLICT (another rebuild has begun since), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, token, part = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3])
+local caller, token, part = ARGV[1], ARGV[2], tonumber(ARGV[3])
 local orders, buyers, holds, paying = unpack(cmsgpack.unpack(ARGV[4]))
-if format ~= FORMAT then return { STATUS.UPGRADE_NEEDED } end
+if read_caller(caller) ~= FORMAT then return { STATUS.UPGRADE_NEEDED } end
 if part == 0 then
   redis.call('UNLINK', KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7])
 else

@@ -4,22 +4,22 @@ stock (else the total falls by them) and whether the buyer may buy them again. R
 refund id changes nothing. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] order id  [3] refund id  [4] units return: 1 or 0  [5] limit is given back: 1 or 0
+ARGV     [1] caller  [2] order id  [3] refund id  [4] units return: 1 or 0  [5] limit is given back: 1 or 0
 Returns  {status, sale time ms, record}
 Events   refunded
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, UNKNOWN_ORDER, ALREADY (this very refund), CONFLICT (this
-refund id with other choices), REFUNDED (by another refund id), NOT_CONFIRMED, DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, UNKNOWN_ORDER, ALREADY (this very refund),
+CONFLICT (this refund id with other choices), REFUNDED (by another refund id), NOT_CONFIRMED, DONE.
 ]]
 --@include "lib/status"
 --@include "lib/units"
 --@include "lib/sale"
 --@include "lib/record"
 --@include "lib/give_back"
-local format, id, refund, return_units, return_limit =
-  tonumber(ARGV[1]), ARGV[2], ARGV[3], ARGV[4] == '1', ARGV[5] == '1'
+local caller, id, refund, return_units, return_limit =
+  ARGV[1], ARGV[2], ARGV[3], ARGV[4] == '1', ARGV[5] == '1'
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0, '' } end
 read_clock(sale)
 local order, text = find_order(id, '')

@@ -5,21 +5,21 @@ moved on, is left alone: no id may stand in a queue twice, or a sweep that met b
 units back twice. Repeating it changes nothing. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] order ids in msgpack, at most 1,000
+ARGV     [1] caller  [2] order ids in msgpack, at most 1,000
 Returns  {status, orders that were put back}
 Events   none
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, CONFLICT (a queue is too long to be searched while the
-sale runs; nothing was changed), DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, CONFLICT (a queue is too long to be searched
+while the sale runs; nothing was changed), DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, ids = tonumber(ARGV[1]), cmsgpack.unpack(ARGV[2])
+local caller, ids = ARGV[1], cmsgpack.unpack(ARGV[2])
 -- A queue of this length is searched in some 20 ms, and nobody else is served meanwhile.
 local QUEUE_MAX = 100000
 local CHUNK = 1000
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0 } end
 if redis.call('LLEN', KEYS[5]) > QUEUE_MAX or redis.call('LLEN', KEYS[6]) > QUEUE_MAX then
   return { STATUS.CONFLICT, 0 }

@@ -2,30 +2,35 @@
 reserve: decides a batch of orders, one after the other, as if each had been alone.
 An accepted order has taken its units, its place in the buyer's limits, its record, its deadline and
 its event in this one step; a refused one has changed nothing. Of a cart either every line is
-accepted or none. A known id is answered with its record and never taken twice.
+accepted or none. A known id is answered with its record and never taken twice. An engine that knows
+of no queue sells nothing where there is one.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events, and in a sale
          with a queue [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks
-ARGV     [1] format  [2] definition id  [3] the batch in msgpack, at most 1,000 orders, by columns:
+ARGV     [1] caller  [2] definition id  [3] the batch in msgpack, at most 1,000 orders, by columns:
          {not_after ms, order ids, buyers, carts (lib/units), prints, attrs}, and with a queue the
-         step that called each buyer, the ms at which the buyer's token lapses (0: no token), and
-         the ticket's number; without a queue, prints and attrs are left out when no order of the
-         batch has attrs
-Returns  {server time ms (0: no such sale), deadline ms of what was created, answers}: a status for
-         each order, or its record where the order exists
+         step that called each buyer, the ms of the queue's clock at which the buyer's token lapses
+         (0: no token), and the ticket's number; without these three, prints and attrs are left out
+         when no order of the batch has attrs
+Returns  {server time ms (0: no such sale), deadline ms of what was created, answers, seq of the sale
+         (0: it was not read)}: a status for each order, or its record where the order exists
 Events   held; up to 32 orders share one stream entry, a field each, and the entry's id carries the
          seq of the last: one XADD an order would be a third of the script's time and 12 bytes more
 
-The first that applies is the answer: EXISTS or CONFLICT (the id is known) → UNKNOWN_SALE →
-UPGRADE_NEEDED → FENCED → STALE_DEFINITION → UNKNOWN_SKU → PAUSED → NOT_OPEN → ENDED → TOKEN_NEEDED →
-TOKEN_EXPIRED → UNKNOWN_TICKET → NOT_ALLOWED → TOO_LATE → ORDER_LIMIT → SKU_LIMIT → BUYER_LIMIT → SOLD_OUT → INSUFFICIENT → CREATED.
+The first that applies is the answer: NEW_SERVER (unless the sale is fenced or of another format; a
+server that is not trusted yet says nothing of any order) → STALE_DEFINITION (no record may be told by
+it) → EXISTS or CONFLICT (the id is known) → UNKNOWN_SALE → UPGRADE_NEEDED (as well where there is a queue
+and no steps come, unless the sale is fenced) → FENCED → UNKNOWN_SKU → PAUSED → NOT_OPEN → ENDED →
+TOKEN_NEEDED → TOKEN_EXPIRED → UNKNOWN_TICKET → NOT_ALLOWED → TOO_LATE → ORDER_LIMIT → SKU_LIMIT →
+BUYER_LIMIT → SOLD_OUT → INSUFFICIENT → CREATED.
 ]]
 --@include "lib/status"
 --@include "lib/units"
 --@include "lib/limits"
 --@include "lib/sale"
 --@include "lib/window"
-local format, definition_id = tonumber(ARGV[1]), ARGV[2]
+--@include "lib/turns"
+local caller, definition_id = ARGV[1], ARGV[2]
 local not_afters, ids, buyers, carts, prints, attrs, steps, untils, numbers = unpack(cmsgpack.unpack(ARGV[3]))
 local count = #ids
 local ENTRY_MAX = 32
@@ -33,19 +38,25 @@ local NO_ATTRS = '------'
 
 check_keys()
 if steps then redis.call('HLEN', KEYS[8]) redis.call('HLEN', KEYS[10]) end
-local sale, broken = read_sale(format)
+local sale, broken = read_sale(caller)
+if broken == STATUS.NEW_SERVER then
+  for i = 1, count do ids[i] = broken end
+  return { 0, 0, ids, 0 }
+end
+local has_queue = sale and sale.has_queue
+if has_queue and not steps then sale, broken = nil, STATUS.UPGRADE_NEEDED end
+-- A sale that may not be read further has a definition as well.
+local defined = sale and sale.definition_id or redis.call('HGET', KEYS[1], 'definition_id')
+local stale = defined and defined ~= definition_id
 local known = redis.call('HMGET', KEYS[4], unpack(ids))
 local purses = redis.call('HMGET', KEYS[3], unpack(buyers))
-local tickets = numbers and redis.call('HMGET', KEYS[9], unpack(buyers))
+local tickets = numbers and (has_queue and redis.call('HMGET', KEYS[9], unpack(buyers)) or {})
+local clock = steps and has_queue and redis.call('HMGET', KEYS[8], 'clock_ms', 'seen_ms', 'sells')
 
 local closed = nil
 if sale then
   read_clock(sale)
-  if definition_id ~= sale.definition_id then
-    broken = STATUS.STALE_DEFINITION
-  else
-    closed = closed_status(sale)
-  end
+  if not stale then closed = closed_status(sale) end
 end
 
 -- What a cart's text means, worked out once for all orders of the batch that carry the same cart.
@@ -113,11 +124,12 @@ local function purse_with(purse_text, cart, not_after)
   return nil, write_purse(purse, lapsed)
 end
 
-local now_ms, raw_ms, deadline_ms = 0, 0, 0
+local now_ms, raw_ms, deadline_ms, turn_ms = 0, 0, 0, 0
 if sale then
   -- The sale's own time may stand still while a clock that was set back catches up; the caller's
   -- patience does not, so not_after is measured by the server's clock as it is.
   now_ms, raw_ms = sale.now_ms, sale.raw_ms
+  turn_ms = clock and clock[1] and turn_clock(sale, unpack(clock)) or now_ms
   deadline_ms = now_ms + sale.hold_ms
   local tail = string.format('%d|', deadline_ms - sale.origin_ms)
   local nothing = {}
@@ -145,7 +157,9 @@ for i = 1, count do
   local id, buyer, cart_text, print6 = ids[i], buyers[i], carts[i], prints and prints[i] or NO_ATTRS
   local record = known[i] or made[id]
   local answer
-  if record then
+  if stale then
+    answer = STATUS.STALE_DEFINITION
+  elseif record then
     answer = same_order(record, print6, cart_text, buyer) and record or STATUS.CONFLICT
   elseif broken then
     answer = broken
@@ -155,7 +169,7 @@ for i = 1, count do
       answer = STATUS.UNKNOWN_SKU
     elseif closed then
       answer = closed
-    elseif untils and untils[i] <= now_ms then
+    elseif untils and untils[i] <= turn_ms then
       answer = untils[i] == 0 and STATUS.TOKEN_NEEDED or STATUS.TOKEN_EXPIRED
     elseif tickets and tonumber(string.match(tickets[i] or '', '^%d+')) ~= numbers[i] then
       -- A ticket that was given up takes its token with it, also when the buyer has joined again.
@@ -232,4 +246,4 @@ elseif taken > 0 then
   end
   write_sale(sale)
 end
-return { raw_ms, deadline_ms, known }
+return { raw_ms, deadline_ms, known, sale and sale.seq or 0 }

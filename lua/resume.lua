@@ -4,17 +4,18 @@ as it is now, so what is overdue by it expires with the next sweep; a closed sal
 Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format
+ARGV     [1] caller
 Returns  {status, sale time ms}
 Events   sale resumed
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, ALREADY (open), NOT_OPEN (not opened yet), CLOSED, DONE (also for a closed sale whose clock it accepts).
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED, NEW_SERVER, ALREADY (open), NOT_OPEN (not opened yet),
+CLOSED, DONE (also for a closed sale whose clock it accepts).
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format = tonumber(ARGV[1])
+local caller = ARGV[1]
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0 } end
 read_clock(sale)
 if sale.state == 'open' then return { STATUS.ALREADY, sale.now_ms } end

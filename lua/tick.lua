@@ -6,7 +6,7 @@ Works at maxmemory: what was handled must be ticked off, or it would be handled 
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
          [8] lease  [9] done  [10] dead  [11] again
-ARGV     [1] format  [2] group  [3] token of the consumer  [4] lease ms, 0 gives the lease back
+ARGV     [1] caller  [2] group  [3] token of the consumer  [4] lease ms, 0 gives the lease back
          [5] the notes in msgpack: {ids of entries that are complete, {entry id, bits, …} of those
          that are not, fields of letters that are gone, {field, letter, …}, answered wishes, new ones}
 Returns  {status, the wishes as they stand now}; a wish that was taken up ends with a newline
@@ -16,12 +16,12 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED (another consumer has the lease, o
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, group, token, lease_ms = tonumber(ARGV[1]), ARGV[2], ARGV[3], tonumber(ARGV[4])
+local caller, group, token, lease_ms = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local complete, halves, gone, letters, heard, wishes = unpack(cmsgpack.unpack(ARGV[5]))
 check_keys()
 redis.call('HLEN', KEYS[9])
 redis.call('HLEN', KEYS[10])
-local sale, refusal = read_sale(format, true)
+local sale, refusal = read_sale(caller, true)
 if not sale then return { refusal, redis.call('SMEMBERS', KEYS[11]) } end
 local standing = redis.call('SMEMBERS', KEYS[11])
 if redis.call('GET', KEYS[8]) ~= token then return { STATUS.FENCED, standing } end

@@ -4,18 +4,18 @@ past it: what a group has not acknowledged stays, and so does all that follows. 
 repeat it while it answers that more may go. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
-ARGV     [1] format  [2] entries younger than this many ms stay, by the server's clock
+ARGV     [1] caller  [2] entries younger than this many ms stay, by the server's clock
          [3] nothing past this entry goes; empty for no such bound  [4] entries to look at, at most
 Returns  {status, sale time ms, entries that went, 1 when more may go now, seq of the first event that
          is left (the next one to come when none is), name of the group that holds back or ''}
 Events   none; the header's trimmed_seq and trimmed_entries say what went, so that a stream that does
          not begin with event 1 is told from a damaged one
 
-Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED (nothing goes until it is rebuilt), DONE.
+Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED (nothing goes until it is rebuilt), NEW_SERVER, DONE.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local format, keep_ms = tonumber(ARGV[1]), tonumber(ARGV[2])
+local caller, keep_ms = ARGV[1], tonumber(ARGV[2])
 local through, look_at = ARGV[3], tonumber(ARGV[4])
 
 -- An entry id as two numbers; `step` counts its second one on.
@@ -29,7 +29,7 @@ local function is_before(a, b)
 end
 
 check_keys()
-local sale, refusal = read_sale(format)
+local sale, refusal = read_sale(caller)
 if not sale then return { refusal, 0, 0, 0, 0, '' } end
 read_clock(sale)
 local floor, slowest = { math.max(0, sale.raw_ms - keep_ms), 0 }, ''

@@ -2,10 +2,13 @@
 --
 -- A ticket's number counts the joins. Its position is the number, or, where tickets are ranked, the
 -- rank, with those who came after the list was closed behind all that were ranked. Positions below
--- `head` have been called, those below `lapsed` have had their time.
+-- `head` have been called, those below `lapsed` have had their time. Turns are timed by the queue's own
+-- clock (lib/turns).
 --   queue  (hash)    mode, next (number), closed (numbers in the closed list; not there before),
 --                    ranked (positions given by rank; not there before), head, lapsed, step (number of the last),
---                    first (of the first live one), what lib/pace learns, counts, keys, and the draw
+--                    first (of the first live one), what lib/pace learns, counts, keys, coming (a
+--                    key that is to sign, see rotate.lua; else not there), the draw, and the clock: clock_ms,
+--                    seen_ms, sells
 --   tickets (hash)   buyer → number, or number:weight
 --   steps  (hash)    step → from:to:at ms:unused:age; step:u → tokens used since the last look,
 --                    step:l → given up since
@@ -13,6 +16,7 @@
 --   gone   (hash)    buyer|number → what tickets had, for tickets of the closed list that were given up
 --                    or followed by another one since
 --   ranks  (string)  four bytes a number, little-endian; NO_RANK for a ticket that was given up
+--@include "lib/turns"
 local NO_RANK = 4294967295
 
 local function split_numbers(text)
@@ -21,19 +25,21 @@ local function split_numbers(text)
   return numbers
 end
 
--- Returns the queue's header, or nil where there is none. After read_clock. Closes the list of tickets
+-- Returns the queue's header, or nil where there is none. One that the sale's header knows nothing of is
+-- left from a sale that was lost under the same id. After read_clock. Closes the list of tickets
 -- when its time has come, in memory: close_list writes it down.
 local function read_queue(sale)
   local h = redis.call('HMGET', KEYS[8], 'mode', 'next', 'closed', 'ranked', 'head', 'lapsed', 'step',
     'first', 'joins_ms', 'draw_ms', 'life_ms', 'rate_per_s', 'overbook_max', 'used', 'risk', 'users',
-    'units', 'credit', 'paced_ms', 'lapses', 'each')
-  if not h[1] then return nil end
+    'units', 'credit', 'paced_ms', 'lapses', 'each', 'clock_ms', 'seen_ms', 'sells')
+  if not h[1] or not sale.has_queue then return nil end
   local queue = {
     mode = h[1], next = tonumber(h[2]), closed = tonumber(h[3]), ranked = tonumber(h[4]),
     head = tonumber(h[5]), lapsed = tonumber(h[6]), step = tonumber(h[7]), first = tonumber(h[8]),
     joins_ms = tonumber(h[9]), draw_ms = tonumber(h[10]), lapses = tonumber(h[20]),
+    now_ms = turn_clock(sale, h[22], h[23], h[24]), seen_ms = tonumber(h[23]), sells = h[24] == '1',
     pace = {
-      each = tonumber(h[21]),
+      each = tonumber(h[21]), lapsed = tonumber(h[6]) > 0,
       life_ms = tonumber(h[11]), rate_per_s = tonumber(h[12]), overbook_max = tonumber(h[13]),
       used = split_numbers(h[14]), risk = split_numbers(h[15]), users = tonumber(h[16]),
       units = tonumber(h[17]), credit = tonumber(h[18]), paced_ms = tonumber(h[19]),
@@ -77,15 +83,15 @@ local function check_queue_keys()
   redis.call('HLEN', KEYS[10])
   redis.call('ZCARD', KEYS[11])
   redis.call('STRLEN', KEYS[12])
-  if KEYS[13] then redis.call('HLEN', KEYS[13]) end
+  redis.call('HLEN', KEYS[13])
 end
 
 -- How every verb on a queue but join begins: returns the sale and its queue, or nil twice and what the
 -- verb is refused with.
-local function begin_on_queue(format, definition_id)
+local function begin_on_queue(caller, definition_id)
   check_keys()
   check_queue_keys()
-  local sale, refusal = read_sale(format)
+  local sale, refusal = read_sale(caller)
   if not sale then return nil, nil, refusal end
   read_clock(sale)
   if definition_id ~= sale.definition_id then return nil, nil, STATUS.STALE_DEFINITION end

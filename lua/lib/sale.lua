@@ -2,6 +2,15 @@
 
 local FORMAT = 1
 
+-- What every call says first (ARGV[1], `caller`), with spaces between: the script format; the run_id of
+-- the server, as the caller's connection learned it (empty: it does not tell); and the highest seq of
+-- this sale that the caller's engine was ever told. The format alone asks nothing of the server.
+-- Returns the three, '' and 0 for what is not said, or nil first for words of another format.
+local function read_caller(caller)
+  local format, run_id, known_seq = string.match(caller, '^(%d+) ?(%S*) ?(%d*)$')
+  return tonumber(format), run_id or '', tonumber(known_seq) or 0
+end
+
 -- Nothing may raise after the first write. So whoever damaged a key learns it here, and every verb's
 -- first write is its event: an entry id that is too small would be refused before anything changed.
 local function check_keys()
@@ -14,20 +23,29 @@ local function check_keys()
 end
 
 -- Returns the header as a table, or nil and the refusal that no verb gets past. A sale of which this
--- server has lost something is fenced (fence.lua): it is only looked at (`even_fenced`).
-local function read_sale(format, even_fenced)
+-- server has lost something is fenced (fence.lua). One that this server has not been trusted with yet,
+-- because it has restarted or another one has taken its place, or that ends before what the caller was
+-- told, waits for a roll call (roll_call.lua). Either is only looked at (`looks`).
+local function read_sale(caller, looks)
   local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
     'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
-    'clock_jump_ms', 'definition_id', 'reason', 'spared_ms')
-  if not h[1] then return nil, STATUS.UNKNOWN_SALE end
+    'clock_jump_ms', 'definition_id', 'reason', 'spared_ms', 'queue', 'server')
+  local format, run_id, known_seq = read_caller(caller)
+  if not h[1] then
+    return nil, known_seq > 0 and not looks and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE
+  end
   if tonumber(h[1]) ~= FORMAT or format ~= FORMAT then return nil, STATUS.UPGRADE_NEEDED end
-  if h[2] == 'fenced' and not even_fenced then return nil, STATUS.FENCED end
+  local seq = tonumber(h[3])
+  if not looks then
+    if h[2] == 'fenced' then return nil, STATUS.FENCED end
+    if known_seq > seq or (run_id ~= '' and run_id ~= h[18]) then return nil, STATUS.NEW_SERVER end
+  end
   return {
-    state = h[2], seq = tonumber(h[3]), last_ms = tonumber(h[4]), origin_ms = tonumber(h[5]),
+    state = h[2], seq = seq, last_ms = tonumber(h[4]), origin_ms = tonumber(h[5]),
     opens_ms = tonumber(h[6]), ends_ms = tonumber(h[7]), hold_ms = tonumber(h[8]),
     pay_ms = tonumber(h[9]), limit_per_order = tonumber(h[10]), limit_per_buyer = tonumber(h[11]),
     max_lapsed = tonumber(h[12]), clock_jump_ms = tonumber(h[13]), definition_id = h[14],
-    reason = h[15] or '', spared_ms = tonumber(h[16]) or 0,
+    reason = h[15] or '', spared_ms = tonumber(h[16]) or 0, has_queue = h[17] ~= false,
   }
 end
 

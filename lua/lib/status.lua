@@ -10,6 +10,7 @@ local STATUS = {
   NO_QUEUE = 50, JOINS_CLOSED = 51, UNKNOWN_TICKET = 52, DRAWING = 53,
   TOKEN_NEEDED = 60, TOKEN_INVALID = 61, TOKEN_EXPIRED = 62, TOKEN_OTHER_BUYER = 63,
   TOKEN_OTHER_SALE = 64, TOKEN_RETIRED = 65,
+  NEW_SERVER = 70,
 }
 
 -- What a verb answers to an order whose life is over for it, by state (lib/record).

@@ -1,0 +1,163 @@
+--[[
+roll_call: who has which part of a sale's history, so that a server is trusted with the sale only if it
+has all that anybody was told. Every engine that takes orders answers it about once a second: those are
+the crew. After a restart or a failover the crew answers again, and says how far each was told: the
+claims. A claim that goes further than this server fences the sale at once, whenever it comes. Else the
+server is trusted when all of the crew have claimed, or after a while, when who has not is taken for
+dead. Works at maxmemory.
+
+KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events  [8] crew
+ARGV     [1] caller  [2] engine id, 16 hex digits  [3] made, as it was told, empty for not at all
+         [4] the highest seq that it was told, or that its ledger has  [5] how long claims are waited for
+         ms, of which a quarter counts at most between two calls  [6] who is silent for so many ms is of
+         the crew no more  [7] 'engine', or 'ledger' for who speaks for the ledger  [8] 1 if the sale has a
+         ledger that must claim  [9] the highest beat that it was told, 0 for none
+Returns  {status, seq, made, beat, why}: seq, made and beat are what the caller is told hereby, with DONE
+         alone; why is the reason of a fenced sale, or what is waited for
+Events   none
+
+Without a run_id in [1] every server is the one that was trusted, and the claim alone is looked at.
+
+Answers: UPGRADE_NEEDED, UNKNOWN_SALE, FENCED (by this call or before), NEW_SERVER (it is not trusted
+yet, call again soon; or the sale is missing, of which the caller was told), DONE (it is trusted).
+]]
+--@include "lib/status"
+--@include "lib/sale"
+--@include "lib/fence"
+local caller, engine, told_made, told_seq = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
+local wait_ms, lapse_ms, is_ledger = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == 'ledger'
+local needs_ledger, told_beat = ARGV[8] == '1', tonumber(ARGV[9])
+
+local format, run_id = read_caller(caller)
+local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'made', 'server', 'reason')
+local fields = redis.call('HGETALL', KEYS[8])
+if format ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
+  return { STATUS.UPGRADE_NEEDED, 0, '', 0, '' }
+end
+if not h[1] then
+  return { told_seq > 0 and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE, 0, '', 0, 'the sale is not there' }
+end
+local seq, made, is_new = tonumber(h[3]), h[4] or '', run_id ~= '' and run_id ~= h[5]
+if h[2] == 'fenced' then return { STATUS.FENCED, 0, '', 0, h[6] or '' } end
+
+-- What was told of a sale that is gone for good, since this one was made under its id, counts no more. made
+-- ends with the ms of its making. By a server that is new it may as well be this one that is of old.
+local made_ms, told_made_ms = tonumber(string.match(made, '%d+$')), tonumber(string.match(told_made, '%d+$'))
+if told_made ~= made and told_made_ms and made_ms and (not is_new or told_made_ms < made_ms) then
+  told_made, told_seq, told_beat = made, 0, 0
+end
+
+local why
+if told_seq > seq then
+  why = string.format('behind: the server has %d events, %d were acknowledged', seq, told_seq)
+elseif is_new and told_made ~= '' and told_made ~= made then
+  why = 'made anew: this is not the sale that was there before under its id'
+end
+if why then
+  write_even_when_full()
+  fence_sale(h[2], why)
+  return { STATUS.FENCED, 0, '', 0, why }
+end
+
+-- The crew's fields: engine id → when it was last seen, ms; and those with a "_" or ":" in their names:
+--   last_beat         counts the calls: who was told a higher one knows that some are lost here
+--   claims_of         the run_id for which claims are gathered; while none are, these are not there:
+--   claims_waited_ms  for how long, counted in small steps: a clock that is set forward must not end it
+--                     early, nor one that is set back make it last
+--   claims_seen_ms    TIME at the last step
+--   claims_behind     1 if somebody was told a higher beat: this crew is that of an earlier time
+--   claims_vouched    1 if an engine has claimed that was told something of this very sale
+--   claims_ledger     1 if the ledger has to claim
+--   claim:<engine>    how far it was told; claim:ledger for the ledger
+local crew, claims, state, round = {}, {}, {}, {}
+for i = 1, #fields, 2 do
+  local name, value = fields[i], fields[i + 1]
+  if string.find(name, '^claim') then round[#round + 1] = name end
+  if string.find(name, '^claim:') then
+    claims[string.sub(name, 7)] = true
+  elseif string.find(name, '_', 1, true) then
+    state[name] = value
+  else
+    crew[name] = tonumber(value)
+  end
+end
+local time = redis.call('TIME')
+local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
+local last_beat = tonumber(state.last_beat) or 0
+local beat = math.max(last_beat, told_beat)
+local put, gone = {}, {}
+
+local function note(name, value)
+  put[#put + 1], put[#put + 2] = name, value
+end
+
+local function write_crew()
+  write_even_when_full()
+  for _, name in ipairs(gone) do redis.call('HDEL', KEYS[8], name) end
+  for i = 1, #put, 2 do redis.call('HSET', KEYS[8], put[i], put[i + 1]) end
+end
+
+if not is_new then
+  -- Who speaks for the ledger is told nothing that the ledger has not, and need not be missed.
+  if is_ledger then return { STATUS.DONE, seq, made, beat, '' } end
+  beat = beat + 1
+  note('last_beat', beat)
+  crew[engine] = nil
+  note(engine, now_ms)
+  for member, seen_ms in pairs(crew) do
+    if seen_ms > now_ms then
+      -- The clock was set back since. Whoever was seen by it as it was must not stay for as long.
+      note(member, now_ms)
+    elseif now_ms - seen_ms > lapse_ms then
+      gone[#gone + 1] = member
+    end
+  end
+  for _, name in ipairs(round) do gone[#gone + 1] = name end
+  write_crew()
+  return { STATUS.DONE, seq, made, beat, '' }
+end
+
+if state.claims_of ~= run_id then
+  gone, round, claims, state = round, {}, {}, {}
+  note('claims_of', run_id)
+end
+claims[is_ledger and 'ledger' or engine] = true
+note('claim:' .. (is_ledger and 'ledger' or engine), told_seq)
+local passed_ms = now_ms - (tonumber(state.claims_seen_ms) or now_ms)
+local waited_ms = (tonumber(state.claims_waited_ms) or 0)
+  + math.floor(math.max(0, math.min(passed_ms, wait_ms / 4)))
+note('claims_seen_ms', now_ms)
+note('claims_waited_ms', waited_ms)
+local is_behind = state.claims_behind or told_beat > last_beat
+if is_behind then note('claims_behind', 1) end
+local is_vouched = state.claims_vouched or (not is_ledger and told_seq > 0 and told_made ~= '')
+if is_vouched then note('claims_vouched', 1) end
+local ledger_misses = (state.claims_ledger or needs_ledger) and not claims.ledger
+if needs_ledger then note('claims_ledger', 1) end
+
+local members, missing = 0, 0
+for member in pairs(crew) do
+  members = members + 1
+  if not claims[member] then missing = missing + 1 end
+end
+-- Of a crew without members, and of one of an earlier time, nobody knows who is missing.
+local is_complete = members > 0 and missing == 0 and not is_behind and not ledger_misses
+local is_over = waited_ms >= wait_ms and (is_vouched or not ledger_misses)
+if not is_complete and not is_over then
+  write_crew()
+  why = string.format('%d of %d engines have answered', members - missing, members)
+  if ledger_misses then why = why .. ', and the ledger has not' end
+  return { STATUS.NEW_SERVER, 0, '', 0, why }
+end
+
+-- The new crew is who has claimed, and who has not is taken for dead.
+for member in pairs(crew) do gone[#gone + 1] = member end
+for _, name in ipairs(round) do gone[#gone + 1] = name end
+beat, put = beat + 1, {}
+note('last_beat', beat)
+for claimant in pairs(claims) do
+  if claimant ~= 'ledger' then note(claimant, now_ms) end
+end
+write_crew()
+redis.call('HSET', KEYS[1], 'server', run_id)
+return { STATUS.DONE, seq, made, beat, '' }

@@ -40,6 +40,7 @@ _LIFE_MS_MIN: Final = 1_000
 _LIFE_MS_MAX: Final = 86_400_000
 _TIER_MAX: Final = 40
 _VALUE_MAX: Final = 200
+_MODES: Final = "write queue, shuffle or draw"
 
 
 class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -67,10 +68,14 @@ class Admission(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     public_value: str | None = None
 
     def __post_init__(self) -> None:
-        if self.mode not in get_args(Mode):
+        mode: str = self.mode
+        if mode == "open":
+            problem = "'open' is what a sale without an admission is"
             raise InvalidInput(
-                "mode", f"{show(self.mode)} is unknown", "write queue, shuffle or draw"
+                "mode", problem, f"for an open sale remove [admission]; else {_MODES}"
             )
+        if mode not in get_args(Mode):
+            raise InvalidInput("mode", f"{show(mode)} is unknown", _MODES)
         check_int("rate_per_s", self.rate_per_s, 1, RATE_MAX, "tickets a second")
         life = "milliseconds, 1 second to 1 day"
         check_int("token_life_ms", self.token_life_ms, _LIFE_MS_MIN, _LIFE_MS_MAX, life)
@@ -159,7 +164,9 @@ def build_admission(fields: object) -> Admission:
                 check_int(f"admission.{name_ms}", ms, TIME_MS_MIN, TIME_MS_MAX, "ms since 1970")
                 ms = EPOCH + ms * MILLISECOND
             values[name] = ms
-    check_keys(values, known, known[:1], "admission.", "an admission")
+    check_keys(values, known, (), "admission.", "an admission")
+    if "mode" not in values:
+        raise InvalidInput("admission.mode", "is missing", _MODES)
     weights = values.get("weights")
     if isinstance(weights, dict):
         for tier in weights:

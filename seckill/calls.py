@@ -5,146 +5,287 @@ over. Every script may be repeated, so a lost answer is fetched by asking again.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from seckill import redis as servers
+from seckill.durability import Durability, replicas_of
 from seckill.errors import EngineClosed, OutcomeUnknown, RedisUnavailable
-from seckill.scripts import FORMAT, script
+from seckill.fencing import NewServer
+from seckill.home import Home
+from seckill.pipe import Errand, Pipe, seen
+from seckill.redis import (
+    CONNECT_SECONDS,
+    ServerFacts,
+    check_server,
+    is_transient,
+    refusal_of,
+)
+from seckill.scripts import script
+from seckill.servers import Servers
 
 if TYPE_CHECKING:
-    from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
+
+    from seckill.pools import Pool
+    from seckill.redis import Command
 
 __all__ = ["BACKOFF_MAX_S", "BACKOFF_MIN_S", "Calls"]
 
 CONNECTIONS: Final = 32
 BACKOFF_MIN_S: Final = 0.01
 BACKOFF_MAX_S: Final = 0.25
+LOOK_ON_S: Final = 1.0
+_CLOSED: Final = "the engine is not started; use `async with Engine(…)`"
 
 
 class Calls:
-    """One server, reached through a pool whose connections never retry by themselves."""
+    """The servers of one engine, reached through pools whose connections never retry by themselves.
+    Scripts, and what is read of one order, go down a pipe that all callers share."""
 
     def __init__(self, *, timeout_ms: int) -> None:
         self._timeout_s = timeout_ms / 1000
-        self._pool: BlockingConnectionPool | None = None
-        self._client: Redis | None = None
+        self._servers: Servers | None = None
+        self._pipes: dict[Pool, Pipe] = {}
+        self._watch: asyncio.Task[None] | None = None
+        self._homes: dict[str, Home] = {}
+        self.replicas = 0
+        """How many must have what is answered."""
+        self.on_new_server: Callable[[str], None] = _nobody
+        """Is told the sale's key when its server answered NEW_SERVER."""
 
     @property
-    def client(self) -> Redis:
-        """The client, for one command inside ``attempt``. Raises EngineClosed."""
-        if self._client is None:
-            raise EngineClosed("the engine is not started; use `async with Engine(…)`")
-        return self._client
+    def servers(self) -> Servers:
+        """Which server has what. Raises EngineClosed."""
+        if self._servers is None:
+            raise EngineClosed(_CLOSED)
+        return self._servers
 
-    def connection(self) -> AbstractConnection:
+    def client_of(self, key: str) -> Redis:
+        """A client of the server that has this key, whichever that is when a command is sent, for
+        commands inside ``attempt``. Its methods raise EngineClosed, RedisUnavailable."""
+        return cast("Redis", _Located(self, key))
+
+    def home(self, sale_key: str) -> Home:
+        """The server of a sale, and what was told of that sale."""
+        home = self._homes.get(sale_key)
+        if home is None:
+            home = self._homes[sale_key] = Home(self, sale_key)
+        return home
+
+    def connection(self, key: str) -> AbstractConnection:
         """A connection of the caller's own, not yet connected. Raises EngineClosed."""
-        if self._pool is None:
-            raise EngineClosed("the engine is not started; use `async with Engine(…)`")
-        connection: AbstractConnection = self._pool.make_connection()
-        return connection
+        return self.servers.pool(key).make_connection()
+
+    def pipe(self, key: str) -> Pipe:
+        """The pipe to the server that has this key. Raises EngineClosed."""
+        pool = self.servers.pool(key)
+        pipe = self._pipes.get(pool)
+        if pipe is None:
+            pipe = self._pipes[pool] = Pipe(pool, self._timeout_s, self.replicas)
+        return pipe
+
+    async def look(self) -> None:
+        """Finds out which server has what, if that is in doubt. Raises RedisUnavailable."""
+        await self.servers.look()
+        for pool in [pool for pool in self._pipes if pool.is_retired]:
+            # Whoever waits there meets a broken connection, and asks elsewhere.
+            await self._pipes.pop(pool).let_go()
+
+    def lost(self, key: str) -> None:
+        """Whoever asked that server met an error which says "not here", or "not now"."""
+        if self._servers is not None:
+            self._servers.lost(key)
+
+    def met_new_server(self, key: str) -> None:
+        """A script answered NEW_SERVER."""
+        self.on_new_server(key)
 
     async def open(
-        self, url: str, durability: servers.Durability, *, allow_unverified: bool
-    ) -> servers.ServerFacts:
+        self, url: str, durability: Durability, *, allow_unverified: bool
+    ) -> ServerFacts:
         """Connects and checks the server.
 
         Raises UnsuitableServer, RedisUnavailable or InvalidInput (the URL).
         """
         # No timeout of redis-py's: every call and every batch here has one of its own.
-        self._pool = servers.connect_pool(url, connections=CONNECTIONS, timeout_s=None)
-        client = servers.connect_client(self._pool)
+        self._servers = Servers(url, connections=CONNECTIONS, timeout_s=None)
+        self.replicas = replicas_of(durability)
         try:
-            async with asyncio.timeout(max(servers.CONNECT_SECONDS, self._timeout_s)):
-                facts = await servers.check_server(
-                    client, durability, allow_unverified=allow_unverified
-                )
+            async with asyncio.timeout(max(CONNECT_SECONDS, self._timeout_s)):
+                await self._servers.look()
+                facts = [
+                    await check_server(
+                        master,
+                        durability,
+                        allow_unverified=allow_unverified,
+                        in_cluster=self._servers.is_cluster,
+                        may_move=self._servers.may_move,
+                    )
+                    for master in self._servers.masters()
+                ]
         except TimeoutError:
             raise RedisUnavailable("the server does not answer") from None
-        self._client = client
-        return facts
+        if self._servers.may_move:
+            self._watch = asyncio.get_running_loop().create_task(self._look_on(self._servers))
+        return facts[0]
+
+    async def _look_on(self, servers: Servers) -> None:
+        """A master that hangs, or that only we still reach, breaks no connection: those who know
+        better are asked all the time, and a new master's coming cuts what leads to the old one."""
+        while True:
+            await asyncio.sleep(LOOK_ON_S)
+            servers.lost("")
+            with suppress(RedisUnavailable):
+                await self.look()
 
     async def aclose(self) -> None:
         """Disconnects. Can be repeated."""
-        pool, self._pool, self._client = self._pool, None, None
-        if pool is not None:
-            await pool.disconnect()
+        pipes, self._pipes = list(self._pipes.values()), {}
+        for pipe in pipes:
+            await pipe.aclose()
+        if self._watch is not None:
+            self._watch.cancel()
+            await asyncio.gather(self._watch, return_exceptions=True)
+            self._watch = None
+        known, self._servers = self._servers, None
+        self._homes.clear()
+        if known is not None:
+            await known.aclose()
 
     async def run(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
         """Runs a script. Raises what ``attempt`` raises."""
-        from redis.exceptions import NoScriptError
-
-        client = self.client
-        code = script(verb)
-
-        async def call() -> Any:
-            try:
-                return await client.evalsha(code.sha, len(keys), *keys, FORMAT, *args)
-            except NoScriptError:
-                return await client.eval(code.source, len(keys), *keys, FORMAT, *args)
-
-        return await self.attempt(call)
+        reply, _ = await self.run_on_sale(verb, keys, *args)
+        return reply
 
     async def run_on_sale(self, verb: str, keys: tuple[str, ...], *args: Any) -> tuple[Any, Any]:
         """``run``, and the definition id of the sale that was there right after it.
 
         Raises what ``attempt`` raises.
         """
-        from redis.exceptions import NoScriptError
+        home = self.home(keys[0])
+        errand = Errand(home, ((keys, *args), seen(keys)), script(verb))
+        reply, (definition_id, seq, _, _, made) = await self.attempt(errand)
+        if made is not None and not home.told.made:
+            home.told.made = made.decode()
+        home.told.note(int(seq or 0), errand.run_id)
+        return reply, definition_id
 
-        code = script(verb)
-        rest = (len(keys), *keys, FORMAT, *args)
-
-        async def call() -> tuple[Any, Any]:
-            try:
-                return await self._with_definition(keys, "EVALSHA", code.sha, *rest)
-            except NoScriptError:
-                return await self._with_definition(keys, "EVAL", code.source, *rest)
-
-        replies: tuple[Any, Any] = await self.attempt(call)
-        return replies
+    async def run_anywhere(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
+        """``run`` for what is asked of a server that nobody trusts yet."""
+        errand = Errand(self.home(keys[0]), ((keys, *args),), script(verb), trusting=True)
+        return (await self.attempt(errand))[0]
 
     async def read_on_sale(self, keys: tuple[str, ...], *command: Any) -> tuple[Any, Any]:
-        """The same for one command."""
-        replies: tuple[Any, Any] = await self.attempt(lambda: self._with_definition(keys, *command))
-        return replies
+        """The same for one command. Raises OutcomeUnknown, too, when nothing is found of a sale
+        that is fenced, because that may be what its server has lost."""
+        errand = Errand(self.home(keys[0]), (command, seen(keys)))
+        reply, (definition_id, _, _, state, _) = await self.attempt(errand)
+        if reply is None and state == b"fenced":
+            raise OutcomeUnknown("the sale is stopped until what Redis has lost is back; ask again")
+        return reply, definition_id
 
-    async def _with_definition(self, keys: tuple[str, ...], *command: Any) -> tuple[Any, Any]:
-        # Both in one write and one read. Asked after the command, for a sale that takes another's
-        # place in between must not pass for the one that answered.
-        async with self.client.pipeline(transaction=False) as pipe:
-            pipe.execute_command(*command)
-            pipe.execute_command("HGET", keys[0], "definition_id")
-            replies = await pipe.execute(raise_on_error=False)
-        for reply in replies:
-            if isinstance(reply, Exception):
-                raise reply
-        return replies[0], replies[1]
+    async def read_many(self, commands: Sequence[Command]) -> list[Any]:
+        """The replies to commands on many keys, each its second word, in their order; error replies
+        are exceptions among them. Raises what ``attempt`` raises."""
+        if not commands:
+            return []
+
+        async def read() -> list[Any]:
+            replies: dict[int, Any] = {}
+            numbers = dict.fromkeys(range(len(commands)))
+            for part in self.servers.apart(str(command[1]) for command in commands):
+                keys = set(part)
+                mine = [n for n in numbers if str(commands[n][1]) in keys]
+                async with self.servers.client(part[0]).pipeline(transaction=False) as pipe:
+                    for n in mine:
+                        pipe.execute_command(*commands[n])
+                    replies |= zip(mine, await pipe.execute(raise_on_error=False), strict=True)
+            return [replies[n] for n in numbers]
+
+        found: list[Any] = await self.attempt(read)
+        return found
+
+    async def run_id(self, key: str) -> str:
+        """That of this key's server as it is now, which may have been restarted since we connected.
+        Empty where it does not tell. Raises what ``attempt`` raises."""
+        info = await self.attempt(lambda: self.client_of(key).info("server"))
+        return str(info.get("run_id", ""))
 
     async def attempt(self, call: Callable[[], Awaitable[Any]]) -> Any:
-        """Awaits ``call()``, again and again while the server is away, until the time is over.
+        """Awaits ``call()``, again and again while the server is away, until the time is over. When
+        it went wrong, it is found out first who the server is by now.
 
         Raises RedisUnavailable when nothing was ever sent, else OutcomeUnknown; ServerFull and
         ScriptFailed at once.
         """
         from redis.exceptions import RedisError
 
+        errand = call if isinstance(call, Errand) else _Pooled(call)
         give_up_s = monotonic() + self._timeout_s
         backoff_s = BACKOFF_MIN_S
-        sent = False
+        # Whether an attempt ended without an answer, so that it may have been executed.
+        unsure = False
         while True:
             try:
                 async with asyncio.timeout(max(0.0, give_up_s - monotonic())):
-                    return await call()
-            except (RedisError, OSError, EOFError) as error:
-                if not servers.is_transient(error):
-                    raise servers.refusal_of(error) from None
-                sent = sent or not servers.never_connected(error)
+                    await self.look()
+                    return await errand()
+            except (RedisError, OSError, EOFError, NewServer, RedisUnavailable) as error:
+                if isinstance(error, NewServer):
+                    errand.sent = unsure
+                elif isinstance(error, RedisUnavailable):
+                    pass  # Nobody knows yet who the master is.
+                elif not is_transient(error):
+                    raise refusal_of(error) from None
+                else:
+                    self.lost("")
+                unsure = errand.sent
                 if monotonic() + backoff_s >= give_up_s:
-                    if sent:
+                    if errand.sent:
                         raise OutcomeUnknown(f"no answer in time: {error}") from None
-                    raise RedisUnavailable(f"no Redis answers there: {error}") from None
+                    raise RedisUnavailable(_never_sent(error)) from None
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
+
+
+class _Located:
+    """A client of whoever has a key by now."""
+
+    def __init__(self, calls: Calls, key: str) -> None:
+        self._calls = calls
+        self._key = key
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._calls.servers.client(self._key), name)
+
+
+class _Pooled:
+    """A call that takes a connection of the pool. ``sent`` says whether it ever got one."""
+
+    def __init__(self, call: Callable[[], Awaitable[Any]]) -> None:
+        self._call = call
+        self.sent = False
+
+    async def __call__(self) -> Any:
+        from seckill.pools import leaving
+
+        token = leaving.set(self)
+        try:
+            return await self._call()
+        finally:
+            leaving.reset(token)
+
+
+def _nobody(sale_key: str) -> None:
+    """Nobody wants to know."""
+
+
+def _never_sent(error: Exception) -> str:
+    if isinstance(error, NewServer):
+        return str(error)
+    if isinstance(error, TimeoutError):
+        return "Redis had no time for this; nothing was sent"
+    return f"no Redis answers there: {error}"

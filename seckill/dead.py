@@ -20,6 +20,7 @@ import msgspec
 from seckill import redis as servers
 from seckill.keys import group_keys, shard_keys
 from seckill.sale import Sale
+from seckill.servers import OwnClient
 from seckill.stream import Event, decode_event
 
 if TYPE_CHECKING:
@@ -144,9 +145,6 @@ async def with_letters(
     url: str, sale: str, group: str, work: Callable[[DeadLetters], Awaitable[_T]]
 ) -> _T:
     """Runs ``work`` on a connection of its own. Raises RedisUnavailable, ServerFull."""
-    pool = servers.connect_pool(url, connections=1, timeout_s=servers.CONNECT_SECONDS)
-    try:
-        with servers.our_errors():
-            return await work(DeadLetters(servers.connect_client(pool), sale, group))
-    finally:
-        await pool.disconnect()
+    with servers.our_errors():
+        async with OwnClient(url, shard_keys(sale)[0]) as client:
+            return await work(DeadLetters(client, sale, group))

@@ -83,7 +83,7 @@ class Drawing:
         try:
             return await self._draw(facts, stop_at_list=needs_value)
         finally:
-            client = self._queue.calls.client
+            client = self._queue.calls.client_of(self._lease[0])
             await self._queue.calls.attempt(lambda: client.delete(self._lease[0]))
 
     async def _draw(self, facts: _Facts, *, stop_at_list: bool) -> Status:
@@ -95,7 +95,8 @@ class Drawing:
                 return Status.NOT_OPEN if status.ok else status
         mix = mix_of(bytes.fromhex(facts.seed), digest, facts.value or None)
         ranks = await _slowly(rank_steps(mix, weights))
-        client, key = self._queue.calls.client, self._queue.keys[11]
+        key = self._queue.keys[11]
+        client = self._queue.calls.client_of(key)
         raw = ranks.tobytes()
         for first in range(0, len(raw), _RANKS_PART):
             part = raw[first : first + _RANKS_PART]
@@ -118,7 +119,8 @@ class Drawing:
 
     async def _take_lease(self) -> bool:
         # Only so that not every process computes the same. Two that do are both right.
-        client, (key, ms) = self._queue.calls.client, self._lease
+        key, ms = self._lease
+        client = self._queue.calls.client_of(key)
         taken = await self._queue.calls.attempt(lambda: client.set(key, "1", nx=True, px=ms))
         return bool(taken)
 
@@ -178,7 +180,7 @@ async def _lines(
 
 async def _read_tickets(queue: Queue, closed: int) -> tuple[array[int], list[str]]:
     """Weight and buyer of each number below ``closed``, also of those who have left since."""
-    client = queue.calls.client
+    client = queue.calls.client_of(queue.keys[8])
     weights, buyers = array("B", bytes(closed)), [""] * closed
     # Those who leave while this reads are in one hash or the other, or in both.
     for key in (queue.keys[8], queue.keys[12]):
@@ -211,7 +213,8 @@ async def _read_facts(queue: Queue) -> _Facts:
         "commitment",
         "secret",
     )
-    found = await queue.calls.attempt(lambda: queue.calls.client.hmget(queue.keys[7], *names))
+    client = queue.calls.client_of(queue.keys[7])
+    found = await queue.calls.attempt(lambda: client.hmget(queue.keys[7], *names))
     texts = [None if value is None else value.decode() for value in found]
     closed, closed_ms, ranked, digest, listed, value, seed, commitment, secret = texts
     return _Facts(

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Self
 from seckill import order as orders
 from seckill import redis as servers
 from seckill.calls import Calls
+from seckill.durability import Durability, checked_durability, fsync_of
 from seckill.errors import (
     EngineClosed,
     InvalidInput,
@@ -21,13 +22,16 @@ from seckill.errors import (
     UnknownSale,
     UpgradeNeeded,
 )
+from seckill.fencing import CLOCK_JUMP_MS
 from seckill.keys import SALES, shard_keys
 from seckill.lane import Lane
 from seckill.lease import LEASE_MS_MAX
 from seckill.order import Order, Outcome, StockOutcome, Wish
 from seckill.queues import Queues
 from seckill.reaper import Reaper, unsettled
+from seckill.roll_call import RollCall
 from seckill.sale import Sale, check_buyer, check_key, check_payment, check_sale_id, show
+from seckill.servers import OwnClient
 from seckill.shard import Shard, ShardOptions, read_shard
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
@@ -38,16 +42,16 @@ if TYPE_CHECKING:
 
 __all__ = ["Engine"]
 
-CLOCK_JUMP_MS: Final = 600_000
 REASON_MAX: Final = 200
 
 
 class Engine:
     """Sells units and never one too many.
 
-    ``durability="aof"`` demands a server that has every acknowledged order on disk;
-    ``"memory"`` accepts that a crash may lose acknowledged orders. ``timeout_ms`` is how long a
-    call may take before its outcome is called unknown. ``lane_depth`` bounds the orders that wait,
+    ``durability="aof"`` demands a server that has every acknowledged order on disk,
+    ``"replicas:N"`` waits until N replicas have it, ``"memory"`` accepts that a crash may lose
+    some. ``timeout_ms`` is how long a call may take before its outcome is called unknown.
+    ``lane_depth`` bounds the orders that wait,
     ``batch_max`` those of one script call. ``sweep_ms`` is the pause between two sweeps of the
     deadlines; 0 leaves sweeping to other processes. ``lease_ms`` is how old "sold out" and "not
     open" may be when a storm is answered from memory; 0 always asks Redis.
@@ -59,7 +63,7 @@ class Engine:
         self,
         url: str,
         *,
-        durability: servers.Durability = "aof",
+        durability: Durability = "aof",
         allow_unverified: bool = False,
         timeout_ms: int = 3_000,
         lane_depth: int = 10_000,
@@ -76,15 +80,14 @@ class Engine:
         ):
             if type(value) is not int or not low <= value <= high:
                 raise InvalidInput(name, f"{show(value)} is out of range", f"pass {low} to {high}")
-        if durability not in ("aof", "memory"):
-            raise InvalidInput("durability", f"{durability!r} is unknown", 'pass "aof" or "memory"')
         self.url = url
-        self._durability = durability
+        self.durability = checked_durability(durability)
         self._allow_unverified = allow_unverified
         self._shard_options = ShardOptions(timeout_ms, lane_depth, batch_max, lease_ms)
         self._sweep_ms = sweep_ms
         self._server: EmbeddedServer | None = None
         self._calls = Calls(timeout_ms=timeout_ms)
+        self._roll = RollCall(self._calls, lambda: self._shards, self._forget)
         self._started = False
         self._shards: dict[str, Shard] = {}
         self._reaper: Reaper | None = None
@@ -106,8 +109,7 @@ class Engine:
         from seckill.embedded import EmbeddedServer
 
         engine = cls("", **options)
-        fsync = "always" if engine._durability == "aof" else "everysec"
-        engine._server = EmbeddedServer(data_dir, appendfsync=fsync)
+        engine._server = EmbeddedServer(data_dir, appendfsync=fsync_of(engine.durability))
         return engine
 
     async def __aenter__(self) -> Self:
@@ -133,12 +135,14 @@ class Engine:
             if self._server is not None:
                 self.url = await asyncio.to_thread(self._server.start)
             self.facts = await self._calls.open(
-                self.url, self._durability, allow_unverified=self._allow_unverified
+                self.url, self.durability, allow_unverified=self._allow_unverified
             )
         except BaseException:
             await self.aclose()
             raise
         self._started = True
+        # Whoever was connected to a server that has just been started here is gone, or late.
+        self._roll.start(waits=self._server is None)
         if self._sweep_ms:
             self._reaper = Reaper(self._expire, lambda: unsettled(self), interval_ms=self._sweep_ms)
             self._reaper.start()
@@ -149,6 +153,7 @@ class Engine:
             await self._reaper.stop()
             self._reaper = None
         await self.queue.aclose()
+        await self._roll.aclose()
         self._started = False
         shards, self._shards = list(self._shards.values()), {}
         try:
@@ -162,18 +167,16 @@ class Engine:
 
     async def create(self, sale: Sale) -> Outcome:
         """Writes a sale. CREATED, EXISTS (the same definition), CONFLICT (another one)."""
-        client = self._calls.client
+        client = self._calls.client_of(SALES)
         # First into the list: a listed sale that does not exist is harmless, the reverse is not.
         await self._calls.attempt(lambda: client.sadd(SALES, sale.id))
-        # Asked now, because the server may have been restarted since we connected.
-        server = await self._calls.attempt(lambda: client.info("server"))
         items = [part for item in sale.items for part in (item.total, item.limit_per_buyer)]
         reply = await self._calls.run(
             "create",
             shard_keys(sale.id),
             sale.definition_id,
             sale.definition(),
-            server["run_id"],
+            await self._calls.run_id(shard_keys(sale.id)[0]),
             sale.opens_ms,
             sale.ends_ms,
             sale.hold_ms,
@@ -211,7 +214,7 @@ class Engine:
 
     async def sales(self) -> list[str]:
         """The ids of all sales on this server, sorted."""
-        members = await self._calls.attempt(lambda: self._calls.client.smembers(SALES))
+        members = await self._calls.attempt(lambda: self._calls.client_of(SALES).smembers(SALES))
         return sorted(member.decode("utf-8", "replace") for member in members)
 
     async def sale(self, sale: str) -> Sale:
@@ -220,7 +223,7 @@ class Engine:
 
     async def now_ms(self) -> int:
         """The server's clock, in Unix milliseconds. All times of a sale are on this clock."""
-        seconds, micros = await self._calls.attempt(lambda: self._calls.client.time())
+        seconds, micros = await self._calls.attempt(lambda: self._calls.client_of(SALES).time())
         return int(seconds) * 1_000 + int(micros) // 1_000
 
     async def snapshot(self, sale: str) -> Snapshot:
@@ -405,11 +408,10 @@ class Engine:
             raise InvalidInput("count", f"{show(count)} is not a batch size", "pass 1 to 1000")
         shard = await self._shard(sale)
         # A read that blocks needs a connection of its own.
-        pool = servers.connect_pool(self.url, connections=1, timeout_s=None)
-        try:
-            with servers.our_errors():
+        with servers.our_errors():
+            async with OwnClient(self.url, shard.keys[0], timeout_s=None) as client:
                 async for batch in consume(
-                    servers.connect_client(pool),
+                    client,
                     shard.sale,
                     shard.origin_ms,
                     group,
@@ -419,15 +421,14 @@ class Engine:
                     reclaim_ms=reclaim_ms,
                     block_ms=1_000,
                     follow=follow,
+                    replicas=self._calls.replicas,
                 ):
                     yield batch
-        finally:
-            await pool.disconnect()
 
     async def history(self, sale: str, *, through_seq: int | None = None) -> AsyncIterator[Event]:
         """Every event of a sale from the first, without a group. Raises UnknownSale."""
         shard = await self._shard(sale)
-        client = self._calls.client
+        client = self._calls.client_of(shard.keys[0])
         with servers.our_errors():
             async for event in read_all(
                 client, shard.sale, shard.origin_ms, through_seq=through_seq

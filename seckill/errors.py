@@ -11,7 +11,7 @@ statuses, see ``seckill.status``; an exception is a bad call, a bad server or an
     ├── UpgradeNeeded           the sale was made with another script format than this version's
     ├── EmbeddedError           the embedded server could not be found, started or owned
     ├── UnsuitableServer        this Redis must not carry a sale (eviction, too old, replica …)
-    ├── RedisUnavailable        the server could not be reached; nothing was sent
+    ├── RedisUnavailable        the server could not be reached in time; nothing was sent
     ├── Overloaded              the lane is full, nothing was sent: come back in retry_after_ms
     ├── OutcomeUnknown          sent, no answer in time: ask again with the same key
     ├── EngineClosed            the engine is not started, or is shutting down
@@ -137,7 +137,7 @@ class UnsuitableServer(SeckillError):
 
 
 class RedisUnavailable(SeckillError, ConnectionError):
-    """The server could not be reached. Nothing was sent."""
+    """The server could not be reached in time. Nothing was sent."""
 
 
 class Overloaded(SeckillError):

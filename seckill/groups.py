@@ -81,7 +81,7 @@ async def groups(client: Redis, sale: str) -> list[GroupState]:
 async def groups_of(engine: Engine, sale: str) -> list[GroupState]:
     """The same, by an engine that is started. Raises what its calls raise, and UnknownSale."""
     found: list[GroupState] = await engine._calls.attempt(
-        lambda: groups(engine._calls.client, sale)
+        lambda: groups(engine._calls.client_of(stream_key(sale)), sale)
     )
     return found
 

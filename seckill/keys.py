@@ -14,6 +14,7 @@ __all__ = [
     "QUEUE_NAMES",
     "SALES",
     "GroupKeys",
+    "crew_key",
     "drawing_key",
     "group_keys",
     "queue_keys",
@@ -45,6 +46,12 @@ def queue_keys(sale: str, shard: int = 0) -> tuple[str, ...]:
     """The keys of a sale's queue, in the order of ``QUEUE_NAMES``: KEYS[8] to KEYS[13] of the
     scripts that know it."""
     return tuple(f"sk:{{{sale}:{shard}}}:{name}" for name in QUEUE_NAMES)
+
+
+def crew_key(sale: str, shard: int = 0) -> str:
+    """Who takes orders of this shard, and, while a server is not trusted with it yet, how far each
+    was told. KEYS[8] of ``roll_call``; no other script knows it."""
+    return f"sk:{{{sale}:{shard}}}:crew"
 
 
 def drawing_key(sale: str, shard: int = 0) -> str:

@@ -1,9 +1,9 @@
 """The micro-batcher in front of one shard: of its orders, or of those who join its queue.
 
-``submit`` appends an order and returns a future. A lane has two slots, each one connection with at
-most one batch in flight; a free slot takes all that waits, so alone you wait for nobody and under
-load batches grow by themselves. There is no timer. When both slots are free and many wait, the
-first takes half: Redis then decides one half while Python answers the other.
+``submit`` appends an order, and with it who is to be told. A lane has two slots, each one
+connection with at most one batch in flight; a free slot takes all that waits, so alone you wait for
+nobody and under load batches grow by themselves. There is no timer. When both slots are free and
+many wait, the first takes half: Redis then decides one half while Python answers the other.
 
 Every order carries ``not_after`` in the server's time, no later than the moment its caller is told
 that the outcome is unknown, so an order that was stuck in a socket is refused when it arrives.
@@ -16,9 +16,9 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import msgspec
 
@@ -32,13 +32,17 @@ from seckill.errors import (
     SeckillError,
     ServerFull,
 )
-from seckill.redis import is_transient, refusal_of
-from seckill.scripts import FORMAT, script
+from seckill.fencing import Greeting, NewServer
+from seckill.redis import ask, is_transient, refusal_of
+from seckill.scripts import script
+from seckill.settling import WAIT_MS, ask_settled
 from seckill.status import Status
 from seckill.tally import Histogram
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
+
+    from seckill.home import Home
 
 __all__ = [
     "JOINS",
@@ -48,6 +52,7 @@ __all__ = [
     "TRIP_BOUNDS_S",
     "Answer",
     "Lane",
+    "Waiter",
     "Work",
 ]
 
@@ -67,25 +72,41 @@ Answer = tuple[int | bytes, int]
 of a new hold; join.lua a number and 0."""
 
 
+class Waiter(Protocol):
+    """Who is told what became of a line: a future, or less than that."""
+
+    def done(self) -> bool:
+        """Whether nobody waits any more."""
+
+    def set_result(self, answer: Answer, /) -> None:
+        """What the script said."""
+
+    def set_exception(self, error: SeckillError, /) -> None:
+        """What is known when the script said nothing."""
+
+
 class Work(msgspec.Struct, frozen=True):
     """Which script decides the batches of a lane. ``noun`` is what a line is called when something
     is said of it. Of each line's columns the last ``extras`` are left out when the very last is
-    empty in all of a batch. ``too_late`` is the answer to a line that came after its not_after."""
+    empty in all of a batch. ``too_late`` is the answer to a line that came after its not_after,
+    ``new_server`` that of a server which nobody has found yet to have all that was told."""
 
     verb: str
     noun: str
     extras: int
     too_late: int
+    new_server: int
 
 
-ORDERS: Final = Work("reserve", "order", 2, int(Status.TOO_LATE))
-ORDERS_BY_TOKEN: Final = Work("reserve", "order", 0, int(Status.TOO_LATE))
-JOINS: Final = Work("join", "the ticket of", 0, -int(Status.TOO_LATE))
+_LATE, _NEW = int(Status.TOO_LATE), int(Status.NEW_SERVER)
+ORDERS: Final = Work("reserve", "order", 2, _LATE, _NEW)
+ORDERS_BY_TOKEN: Final = Work("reserve", "order", 0, _LATE, _NEW)
+JOINS: Final = Work("join", "the ticket of", 0, -_LATE, -_NEW)
 
-# A line that waits: not_after ms and the other columns of the script call, the caller's future, and
+# A line that waits: not_after ms and the other columns of the script call, who is told, and
 # when the caller gives up (monotonic seconds). A plain tuple, because it is made for every order.
 _Waiting = tuple[Any, ...]
-_FUTURE: Final = -2
+_WAITER: Final = -2
 _GIVE_UP_S: Final = -1
 
 
@@ -99,7 +120,7 @@ class Lane:
 
     def __init__(
         self,
-        connect: Callable[[], AbstractConnection],
+        home: Home,
         work: Work,
         keys: tuple[str, ...],
         definition_id: str,
@@ -108,9 +129,10 @@ class Lane:
         depth_max: int,
         batch_max: int,
     ) -> None:
-        self._connect = connect
+        self._home = home
         self._work = work
-        self._head = (len(keys), *keys, FORMAT, definition_id)
+        self._keys = (len(keys), *keys)
+        self._definition_id = definition_id
         self._timeout_s = timeout_ms / 1000
         self.depth_max = depth_max
         self._batch_max = batch_max
@@ -145,6 +167,7 @@ class Lane:
                 break
             except BaseException as error:
                 await first.drop()
+                self._home.lost()
                 if not isinstance(error, Exception):
                     raise
                 if not is_transient(error):
@@ -156,24 +179,27 @@ class Lane:
         slots = [first, *(_Slot(self) for _ in range(SLOTS - 1))]
         self._slots = [self._loop.create_task(self._serve(slot)) for slot in slots]
 
-    def submit(self, *columns: str | int) -> asyncio.Future[Answer]:
-        """Queues a line, by its columns for the script without the first, not_after. Cancelling the
-        future harms nobody else.
+    def ask(self, *columns: str | int) -> asyncio.Future[Answer]:
+        """``submit`` with a future, whose cancelling harms nobody else."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        self.submit(future, *columns)
+        return future
 
-        Raises Overloaded when the lane is full. The future may raise OutcomeUnknown, Overloaded or
-        RedisUnavailable (it was never sent), ServerFull or ScriptFailed.
+    def submit(self, waiter: Waiter, *columns: str | int) -> None:
+        """Queues a line, by its columns for the script without the first, not_after.
+
+        Raises Overloaded when the lane is full. The waiter may be told OutcomeUnknown, Overloaded
+        or RedisUnavailable (it was never sent), ServerFull or ScriptFailed.
         """
         if self._closing or self._offset_ms is None:
             raise EngineClosed("the engine is shutting down")
         if len(self._waiting) >= self.depth_max:
             raise Overloaded(retry_after_ms=1000)
-        future: asyncio.Future[Answer] = self._loop.create_future()
         give_up_s = monotonic() + self._timeout_s
-        self._waiting.append((self._not_after(give_up_s), *columns, future, give_up_s))
+        self._waiting.append((self._not_after(give_up_s), *columns, waiter, give_up_s))
         if len(self._waiting) == 1 and self._free:
             # Whoever came before has woken a slot already; what that one leaves, it passes on.
             self._free.pop().set_result(None)
-        return future
 
     async def aclose(self) -> None:
         """Answers everything that waits, then closes the connections."""
@@ -224,12 +250,12 @@ class Lane:
         now_s = monotonic()
         for _ in range(min(count, self._batch_max)):
             order = waiting.popleft()
-            future, give_up_s = order[_FUTURE], order[_GIVE_UP_S]
-            if future.done():
+            waiter, give_up_s = order[_WAITER], order[_GIVE_UP_S]
+            if waiter.done():
                 continue
             if give_up_s <= now_s:
                 # It was never sent, so this much is certain.
-                future.set_exception(Overloaded(retry_after_ms=1000))
+                waiter.set_exception(Overloaded(retry_after_ms=1000))
                 continue
             batch.append(order)
         if waiting and self._free:
@@ -240,6 +266,8 @@ class Lane:
         """Sends a batch until it is answered or every caller's time is over. ``sent`` says that it
         went out before, so that a lost connection is not taken for "never sent"."""
         backoff_s = BACKOFF_MIN_S
+        # Whether an exchange ended without an answer, so that it may have been executed.
+        unsure = sent
         while batch:
             try:
                 left_s = batch[0][_GIVE_UP_S] - monotonic()
@@ -247,7 +275,7 @@ class Lane:
                     connection = slot.connection or await slot.open()
                     sent = True
                     sent_s = monotonic()
-                    reply = await slot.exchange(connection, batch)
+                    reply = await slot.exchange(connection, batch, left_s)
             except Exception as error:  # noqa: BLE001 - whatever it is, every caller is told
                 if not isinstance(error, TimeoutError) and not is_transient(error):
                     refusal = refusal_of(error)
@@ -261,6 +289,8 @@ class Lane:
                     return
                 # Whatever was in this socket must not be read as the answer to the next batch.
                 await slot.drop()
+                self._home.lost()
+                unsure = sent
                 delay_s = backoff_s * random.uniform(0.5, 1.0)
                 await asyncio.sleep(max(0.0, min(delay_s, batch[0][_GIVE_UP_S] - monotonic())))
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
@@ -273,20 +303,29 @@ class Lane:
                 if reply[0]:
                     self.learn_time(reply[0])
                 deadline_ms = reply[1]
-                too_late = []
+                again = []
+                is_new = False
                 for order, answer in zip(batch, reply[2], strict=True):
-                    future = order[_FUTURE]
-                    if future.done():
+                    waiter = order[_WAITER]
+                    if waiter.done():
                         continue
-                    if answer == self._work.too_late and order[_GIVE_UP_S] > monotonic():
-                        too_late.append(order)
+                    if answer == self._work.new_server:
+                        is_new = True
+                        again.append(order)
+                    elif answer == self._work.too_late and order[_GIVE_UP_S] > monotonic():
+                        # Our estimate of the server's clock was wrong; the caller still has time.
+                        again.append(order)
                     else:
-                        future.set_result((answer, deadline_ms))
-                if not too_late:
+                        waiter.set_result((answer, deadline_ms))
+                if not again:
                     return
-                # Our estimate of the server's clock was wrong, and the caller still has time.
+                if is_new:
+                    self._home.met_new_server()
+                    # What was answered like this was certainly not executed there.
+                    sent = unsure
                 await asyncio.sleep(BACKOFF_MIN_S)
-                batch = [self._renewed(order) for order in too_late]
+                batch = self._still_waiting(again, NewServer(), sent=sent)
+                batch = [self._renewed(order) for order in batch]
 
     def _not_after(self, give_up_s: float) -> int:
         # The last whole millisecond of the server that ends before the caller gives up.
@@ -302,25 +341,29 @@ class Lane:
         now_s = monotonic()
         rest = []
         for order in batch:
-            future = order[_FUTURE]
-            if future.done():
+            waiter = order[_WAITER]
+            if waiter.done():
                 continue
             if order[_GIVE_UP_S] <= now_s:
                 what = f"{self._work.noun} {order[1]}"
-                future.set_exception(
+                waiter.set_exception(
                     OutcomeUnknown(f"no answer for {what}; ask again with the same key")
                     if sent
-                    else RedisUnavailable(f"no Redis answers there: {error}")
+                    else RedisUnavailable(_unsent(error))
                 )
             else:
                 rest.append(order)
         return rest
 
 
+def _unsent(error: Exception) -> str:
+    return str(error) if isinstance(error, NewServer) else f"no Redis answers there: {error}"
+
+
 def _fail(batch: Iterable[_Waiting], error: SeckillError) -> None:
     for order in batch:
-        if not order[_FUTURE].done():
-            order[_FUTURE].set_exception(error)
+        if not order[_WAITER].done():
+            order[_WAITER].set_exception(error)
 
 
 class _Slot:
@@ -329,37 +372,43 @@ class _Slot:
     def __init__(self, lane: Lane) -> None:
         self._lane = lane
         self._script = script(lane._work.verb)
+        self._greeting = Greeting()
         self.connection: AbstractConnection | None = None
 
     async def open(self) -> AbstractConnection:
         # Kept before it is connected, so that drop() closes a half-open one.
-        connection = self.connection = self._lane._connect()
+        connection = self.connection = await self._lane._home.connection(self._greeting)
         await connection.connect()
-        seconds, micros = await self._call(connection, "TIME")
-        self._lane.learn_time(int(seconds) * 1000 + int(micros) // 1000)
-        await self._call(connection, "SCRIPT", "LOAD", self._script.source)
+        time, loaded = await ask(connection, (("TIME",), ("SCRIPT", "LOAD", self._script.source)))
+        for reply in (time, loaded):
+            if isinstance(reply, Exception):
+                raise reply
+        self._lane.learn_time(int(time[0]) * 1000 + int(time[1]) // 1000)
         return connection
 
-    async def exchange(self, connection: AbstractConnection, batch: list[_Waiting]) -> list[Any]:
+    async def exchange(
+        self, connection: AbstractConnection, batch: list[_Waiting], left_s: float
+    ) -> list[Any]:
+        """What the script said of a batch, whose first caller waits for ``left_s`` longer."""
         from redis.exceptions import NoScriptError
 
-        columns = list(zip(*batch, strict=True))[:_FUTURE]
-        extras = self._lane._work.extras
+        lane, home = self._lane, self._lane._home
+        columns = list(zip(*batch, strict=True))[:_WAITER]
+        extras = lane._work.extras
         if extras and not any(columns[-1]):
             columns = columns[:-extras]
-        call = (*self._lane._head, _pack(columns))
-        try:
-            return await self._call(connection, "EVALSHA", self._script.sha, *call)  # type: ignore[no-any-return]
-        except NoScriptError:
+        words = self._greeting.words(home.told)
+        call = (*lane._keys, words, lane._definition_id, _pack(columns))
+        patience = (home.replicas, home.sale_key, min(WAIT_MS, int(left_s * 1000)))
+        sha, source = self._script.sha, self._script.source
+        [reply] = await ask_settled(connection, (("EVALSHA", sha, *call),), *patience)
+        if isinstance(reply, NoScriptError):
             # With its source, because a script loaded now could be flushed again before its call.
-            return await self._call(connection, "EVAL", self._script.source, *call)  # type: ignore[no-any-return]
-
-    async def _call(self, connection: AbstractConnection, *command: Any) -> Any:
-        await connection.send_packed_command(connection.pack_command(*command), check_health=False)
-        reply = await connection.read_response()
+            [reply] = await ask_settled(connection, (("EVAL", source, *call),), *patience)
         if isinstance(reply, Exception):
             raise reply
-        return reply
+        home.told.note(reply[3], self._greeting.run_id)
+        return reply  # type: ignore[no-any-return]
 
     async def drop(self) -> None:
         connection, self.connection = self.connection, None

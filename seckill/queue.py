@@ -24,7 +24,7 @@ import msgspec
 from seckill.calls import Calls
 from seckill.draw import NO_RANK, SEED_BYTES, commitment_of, salts
 from seckill.errors import EngineClosed
-from seckill.eta import WINDOW_MS, eta_ms, lapse_ms, pace_per_s
+from seckill.eta import WINDOW_MS, eta_ms, pace_per_s
 from seckill.keys import queue_keys, shard_keys
 from seckill.sale import Sale
 from seckill.status import Status
@@ -48,11 +48,11 @@ class Place(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 
     ``phase``: joined (its list is not closed yet), drawing (closed, not in order yet), waiting,
     unlikely (the stock left will probably not reach it), called (``token`` is good until
-    ``expires_ms``), lapsed, sold_out (nothing is left or held) or ended. ``ahead``: how many
-    others come before it at most, ``eta_ms`` how long that takes if it goes on as it goes; both are
-    None where nobody can tell. ``salt`` is what the buyer finds the own line in a published list of
-    tickets with (docs/fair-draw.md), empty where tickets are not ranked. ``at_ms``: as of when, on
-    the server's clock.
+    ``expires_ms``, and longer by each pause of the sale), lapsed, sold_out (nothing is left or
+    held) or ended. ``ahead``: how many others come before it at most, ``eta_ms`` how long that
+    takes if it goes on as it goes; both are None where nobody can tell. ``salt`` is what the buyer
+    finds the own line in a published list of tickets with (docs/fair-draw.md), empty where tickets
+    are not ranked. ``at_ms``: as of when, on the server's clock.
     """
 
     ticket: str
@@ -69,15 +69,20 @@ class Place(msgspec.Struct, frozen=True, gc=False, kw_only=True):
 class View(msgspec.Struct, frozen=True, kw_only=True):
     """A queue at one look.
 
-    Positions below ``head`` have been called, those below ``lapsed`` have had their time; ``tail``
-    is one past the last. ``refusal`` is why nobody is called at all, None while the sale sells.
-    ``reach`` is how many more may be called if every held unit comes back, ``next`` the number of
-    the next ticket, ``closed`` how many tickets had been given out when the list closed, and
-    ``ranked`` how many of them got a position; None before. ``live`` counts unused live tokens.
+    ``raw_ms`` is the server's clock, ``now_ms`` the sale's, ``turn_ms`` the queue's own, by which
+    turns are timed: it stands still while nothing is sold (lua/lib/turns.lua). Positions below
+    ``head`` have been called, those below ``lapsed`` have had their time; ``tail`` is one past the
+    last. ``refusal`` is why nobody is called at all, None while the sale sells. ``reach`` is how
+    many more may be called if every held unit comes back, ``next`` the number of the next ticket,
+    ``closed`` how many tickets had been given out when the list closed, and ``ranked`` how many of
+    them got a position; None before. ``live`` counts unused live tokens, ``called`` everybody who
+    was ever called. ``room`` is how many more the stock would let be called at once: so many wait
+    by the rate, and those behind them by who comes and who stays away.
     """
 
     raw_ms: int
     now_ms: int
+    turn_ms: int
     refusal: Status | None
     head: int
     tail: int
@@ -91,6 +96,8 @@ class View(msgspec.Struct, frozen=True, kw_only=True):
     ranked: int | None
     lapses: int
     live: int
+    called: int
+    room: int
 
 
 class Queue:
@@ -112,7 +119,8 @@ class Queue:
         self._firsts: list[int] = []
         self._ranks = array("I")
         self._pace = 0.0
-        self._least_ms = 0
+        # Since when people have waited without a break, None while nobody does.
+        self._busy_ms: int | None = sale.opens_ms
         self._ahead_ms = 0.0
         self._looked_s = -STALE_S
         self._learned_s = 0.0
@@ -130,8 +138,10 @@ class Queue:
         return now_s - self._looked_s < STALE_S
 
     @property
-    def now_ms(self) -> float:
-        """The server's clock, estimated to the early side."""
+    def turn_ms(self) -> float:
+        """The queue's own clock, estimated to the early side."""
+        if self.view.refusal is not None:
+            return self.view.turn_ms
         return monotonic() * 1000 + self._ahead_ms
 
     @property
@@ -182,10 +192,13 @@ class Queue:
             return None
         if position < view.head:
             step = self._step_of(position)
-            if step is None or step[3] + self.admission.token_life_ms <= self.now_ms:
+            over_ms = 0 if step is None else step[3] + self.admission.token_life_ms
+            if step is None or over_ms <= self.turn_ms:
                 return place("lapsed")
-            expires_ms = step[3] + self.admission.token_life_ms
-            token = self.tokens.token(buyer, number, step[0], expires_ms)
+            if view.refusal is Status.ENDED:
+                return place("ended")
+            token = self.tokens.token(buyer, number, step[0], over_ms)
+            expires_ms = over_ms - view.turn_ms + view.raw_ms
             return place("called", ahead=0, eta_ms=0, token=token, expires_ms=expires_ms)
         if view.refusal is Status.ENDED:
             return place("ended")
@@ -193,10 +206,10 @@ class Queue:
         if view.available + view.held == 0:
             return place("sold_out", ahead=ahead)
         eta = None
-        if self.admission.mode != "draw":
-            # After a draw it is units that come back that call the next; nobody knows when.
-            times = (self.sale.opens_ms, view.now_ms, self._least_ms)
-            eta = eta_ms(ahead, self._pace, *times)
+        if ahead < view.room and view.refusal in (None, Status.NOT_OPEN):
+            # Further back others must stay away or give units up first, and nobody knows when; nor
+            # how long a pause takes.
+            eta = eta_ms(ahead, self._pace, self.sale.opens_ms, view.now_ms)
         return place("unlikely" if ahead >= view.reach else "waiting", ahead=ahead, eta_ms=eta)
 
     def judge(self, buyer: str, token: str) -> Token | Status:
@@ -206,7 +219,7 @@ class Queue:
         if isinstance(found, Token):
             # An order that the token made may be asked for as long as it can still be held. Longer
             # than that, a refusal costs Redis nothing.
-            late_ms = self.now_ms - found.expires_ms
+            late_ms = self.turn_ms - found.expires_ms
             return found if late_ms < self.sale.hold_ms else Status.TOKEN_EXPIRED
         if found is Status.TOKEN_NEEDED and self._may_look():
             return Token(0, 0, 0)
@@ -244,7 +257,7 @@ class Queue:
         if position is None or position >= self.view.head:
             return None
         step = self._step_of(position)
-        return 0 if step is None else step[3]
+        return 0 if step is None else step[3] - self.view.turn_ms + self.view.raw_ms
 
     # -- looks --------------------------------------------------------------------------------
 
@@ -260,10 +273,11 @@ class Queue:
         status = Status(reply[0])
         if status is not Status.DONE:
             return status
-        keys = reply[16].decode().split(",")
+        keys = reply[19].decode().split(",")
         if not set(keys) & set(self.tokens.texts):
             # The first look, or one at another queue: the sale was lost, or made anew as it was.
             self._steps, self._ranks, self.view = [], array("I"), _NOTHING
+            self._looked_s = -STALE_S
             await self._read_secret()
             reply = await self._admit()
             if reply[0] != Status.DONE:
@@ -273,7 +287,7 @@ class Queue:
         view = _read_view(reply)
         if view.closed and view.ranked is not None and not self._ranks:
             self._ranks = await self._read_ranks()
-        self._learn(view, reply[17], began_s)
+        self._learn(view, reply[20], began_s)
         self._looked_s = began_s
         return status
 
@@ -339,24 +353,31 @@ class Queue:
         for at in range(0, len(news), 4):
             if news[at] > last:
                 self._steps.append(tuple(news[at : at + 4]))  # type: ignore[arg-type]
-        life_ms = max(self.admission.token_life_ms, WINDOW_MS)
-        while self._steps and self._steps[0][3] + life_ms <= view.now_ms:
+        now_ms, life_ms = view.turn_ms, self.admission.token_life_ms
+        while self._steps and self._steps[0][3] + max(life_ms, WINDOW_MS) <= now_ms:
             del self._steps[0]
         self._firsts = [step[1] for step in self._steps]
-        self._ahead_ms = view.raw_ms - monotonic() * 1000
-        began_ms = max(self.sale.opens_ms, self.sale.draw_ms)
-        calls = ((step[3], step[2] - step[1]) for step in self._steps)
-        self._pace = pace_per_s(calls, began_ms, view.now_ms, self.admission.rate_per_s)
+        self._ahead_ms = now_ms - monotonic() * 1000
         called_at = [step[3] for step in self._steps]
-        self._least_ms = lapse_ms(called_at, self.admission.token_life_ms, view.now_ms)
+        if view.waiting == 0:
+            self._busy_ms = None
+        elif self._busy_ms is None:
+            self._busy_ms = now_ms
+        # A shuffled queue begins with its draw, and so with its first step.
+        drawn_ms = called_at[0] - 1 if called_at and view.ranked else 0
+        began_ms = max(now_ms if self._busy_ms is None else self._busy_ms, drawn_ms)
+        calls = ((step[3], step[2] - step[1]) for step in self._steps)
+        self._pace = pace_per_s(calls, began_ms, now_ms, self.admission.rate_per_s)
         self.view = view
 
     async def _read_secret(self) -> None:
-        found = await self.calls.attempt(lambda: self.calls.client.hget(self.keys[7], "secret"))
+        found = await self.calls.attempt(
+            lambda: self.calls.client_of(self.keys[7]).hget(self.keys[7], "secret")
+        )
         self._salt_of = salts(bytes.fromhex((found or b"").decode()))
 
     async def _read_ranks(self) -> array[int]:
-        client, raw = self.calls.client, b""
+        client, raw = self.calls.client_of(self.keys[11]), b""
         while True:
             # A part at a time: Redis has other things to do in such a second.
             first = len(raw)
@@ -373,6 +394,7 @@ class Queue:
 _NOTHING: Final = View(
     raw_ms=0,
     now_ms=0,
+    turn_ms=0,
     refusal=None,
     head=0,
     tail=0,
@@ -386,15 +408,18 @@ _NOTHING: Final = View(
     ranked=None,
     lapses=0,
     live=0,
+    called=0,
+    room=0,
 )
 
 
 def _read_view(reply: list[Any]) -> View:
-    raw_ms, now_ms, refusal, head, tail, lapsed, waiting, available, held, reach = reply[1:11]
-    upcoming, closed, ranked, lapses, live = reply[11:16]
+    raw_ms, now_ms, turn_ms, refusal, head, tail, lapsed, waiting, available, held = reply[1:11]
+    reach, upcoming, closed, ranked, lapses, live, called, room = reply[11:19]
     return View(
         raw_ms=raw_ms,
         now_ms=now_ms,
+        turn_ms=turn_ms,
         refusal=Status(refusal) if refusal else None,
         head=head,
         tail=tail,
@@ -408,4 +433,6 @@ def _read_view(reply: list[Any]) -> View:
         ranked=None if ranked < 0 else ranked,
         lapses=lapses,
         live=live,
+        called=called,
+        room=room,
     )

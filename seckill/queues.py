@@ -23,7 +23,6 @@ from seckill.order import Outcome
 from seckill.queue import Place, Queue, View
 from seckill.sale import check_buyer, show
 from seckill.status import Status
-from seckill.tokens import KEYS_MAX
 
 if TYPE_CHECKING:
     from seckill.engine import Engine
@@ -37,7 +36,8 @@ LEAVING = 8
 """Calls of leave that are under way at once."""
 ROTATE_S = 3.0
 """How long a new key is only accepted before it signs: until every process knows it."""
-
+ROTATE_TRIES: Final = 5
+"""So often somebody else may have replaced the keys between a look and the script."""
 
 _log = logging.getLogger("seckill.queue")
 
@@ -81,7 +81,7 @@ class Queues:
                 return Placed(found)
             shard, queue = found
             lane = shard.joins or await shard.open_joins()
-            answer, _ = await lane.submit(buyer, queue.admission.weight(tier))
+            answer, _ = await lane.ask(buyer, queue.admission.weight(tier))
             if not isinstance(answer, int):
                 raise TypeError(f"join.lua answered {answer!r}")
             if answer >= 0:
@@ -166,7 +166,7 @@ class Queues:
         if not queue.admission.is_drawn:
             return Status.NO_QUEUE
         text = await queue.calls.attempt(
-            lambda: queue.calls.client.hget(queue.keys[7], "commitment")
+            lambda: queue.calls.client_of(queue.keys[7]).hget(queue.keys[7], "commitment")
         )
         return Status.UNKNOWN_SALE if text is None else text.decode()
 
@@ -183,21 +183,18 @@ class Queues:
 
     async def rotate(self, sale: str) -> Outcome:
         """Replaces the key that signs a sale's tickets and tokens. Those of the last two keys go on
-        working. DONE, NO_QUEUE, UNKNOWN_SALE …"""
-        found = await self._ready(sale)
+        working. Whoever asks while a rotation is under way takes part in that one. DONE, NO_QUEUE,
+        UNKNOWN_SALE …"""
+        found = await self._coming(sale)
         if isinstance(found, Status):
             return Outcome(found)
-        _, queue = found
-        calls, old = queue.calls, list(queue.tokens.texts)
-        new = queue.tokens.another()
         # First everybody learns to accept it, and then it signs.
-        for keys in ([*old[: KEYS_MAX - 1], new], [new, *old[: KEYS_MAX - 1]]):
-            text = ",".join(keys)
-            await calls.attempt(lambda text=text: calls.client.hset(queue.keys[7], "keys", text))  # type: ignore[misc]
-            if keys[0] != new:
-                await asyncio.sleep(ROTATE_S)
-        await queue.look()
-        return Outcome(Status.DONE)
+        await asyncio.sleep(ROTATE_S)
+        done = await self._run(sale, "rotate", "", found)
+        if done.status not in (Status.DONE, Status.ALREADY):
+            return done
+        ready = await self._ready(sale, Queue.look)
+        return Outcome(ready if isinstance(ready, Status) else Status.DONE)
 
     def views(self) -> dict[str, View]:
         """The queues that were looked at here, by sale, for whoever counts."""
@@ -214,6 +211,29 @@ class Queues:
         return {name: shard.joins for name, shard in shards.items() if shard.joins}
 
     # -- inside -------------------------------------------------------------------------------
+
+    async def _coming(self, sale: str) -> str | Status:
+        """The key that a rotation brings: a new one, or the one that is on its way already. A
+        status where there can be none."""
+        for _ in range(ROTATE_TRIES):
+            found = await self._ready(sale)
+            if isinstance(found, Status):
+                return found
+            shard, queue = found
+            known, new = ",".join(queue.tokens.texts), queue.tokens.another()
+            reply = await queue.calls.run(
+                "rotate", queue.keys, queue.sale.definition_id, known, new
+            )
+            if reply[1]:
+                return str(reply[1].decode())
+            if reply[0] == Status.CONFLICT:
+                # Somebody has rotated since the last look.
+                await queue.look()
+            elif reply[0] in _ANOTHER:
+                await self._engine._forget(shard)
+            else:
+                return Status(reply[0])
+        return Status(reply[0])
 
     async def keep(self, sale: str) -> None:
         """Looks after one sale's queue, if it has one: calls who is next, and draws."""

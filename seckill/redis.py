@@ -6,13 +6,14 @@ redis-py takes longer to import than all of this package, so it is imported when
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Literal
-from urllib.parse import parse_qs, urlsplit
+from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
+from seckill.address import CONNECT_SECONDS, read_address
+from seckill.durability import Durability, replicas_of
 from seckill.errors import (
     InvalidInput,
     RedisUnavailable,
@@ -24,10 +25,13 @@ from seckill.errors import (
 
 if TYPE_CHECKING:
     from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio.connection import AbstractConnection
 
 __all__ = [
-    "Durability",
+    "CONNECT_SECONDS",
+    "Command",
     "ServerFacts",
+    "ask",
     "check_server",
     "connect_client",
     "connect_pool",
@@ -37,59 +41,30 @@ __all__ = [
     "refusal_of",
 ]
 
-Durability = Literal["aof", "memory"]
+Command = tuple[Any, ...]
+"""A command and its arguments."""
+
 VERSION_MIN: Final = (6, 2)
-CONNECT_SECONDS: Final = 5.0
 
 
 class ServerFacts(msgspec.Struct, frozen=True):
-    """What the server said of itself. ``unverified`` lists what it would not tell."""
+    """What the server said of itself. ``unverified`` lists what it would not tell; ``replicas`` is
+    how many follow it."""
 
     version: str
     run_id: str
     durability: Durability
     unverified: tuple[str, ...] = ()
+    replicas: int = 0
 
 
 def connect_pool(url: str, *, connections: int, timeout_s: float | None) -> BlockingConnectionPool:
-    """A pool for this URL, whose connections never retry by themselves.
-
-    A retry below us would run a script again that its caller has given up, so every retry is ours.
-    RESP2 is spoken because every server and proxy does.
-    """
-    from redis.asyncio import BlockingConnectionPool
-    from redis.asyncio.retry import Retry
-    from redis.backoff import NoBackoff
-
-    if not re.match(r"(rediss?|unix)://", str(url)):
-        raise InvalidInput(
-            "url",
-            f"{str(url)[:60]!r} is not a Redis URL",
-            "write redis://host:6379/0, rediss://… for TLS, or unix:///path/to/socket",
-        )
-    try:
-        parts = urlsplit(url)
-    except ValueError as error:
-        raise InvalidInput("url", str(error), "write redis://host:6379/0") from None
-    if parts.scheme != "unix" and not re.fullmatch(r"(/\d*)?", parts.path):
-        problem = f"{parts.path[:40]!r} is not a database"
-        raise InvalidInput("url", problem, "write its number, as in redis://host:6379/0")
-    for option in parse_qs(parts.query, keep_blank_values=True):
-        if option not in _URL_OPTIONS:
-            known = ", ".join(sorted(_URL_OPTIONS))
-            raise InvalidInput("url", f"{option!r} can't be set in a URL", f"write one of {known}")
-    try:
-        return BlockingConnectionPool.from_url(
-            url,
-            max_connections=connections,
-            timeout=CONNECT_SECONDS,
-            protocol=2,
-            socket_timeout=timeout_s,
-            socket_connect_timeout=CONNECT_SECONDS,
-            retry=Retry(NoBackoff(), 0),
-        )
-    except ValueError as error:
-        raise InvalidInput("url", str(error), "write redis://host:6379/0") from None
+    """A pool for a URL of one server, see address.py. Raises InvalidInput."""
+    address = read_address(url)
+    if address.kind != "single":
+        problem = "names several servers, and this talks to one"
+        raise InvalidInput("url", problem, "write redis://host:6379/0 with the master's address")
+    return address.pool(address.nodes[0], connections=connections, timeout_s=timeout_s)
 
 
 def connect_client(pool: BlockingConnectionPool) -> Redis:
@@ -107,27 +82,13 @@ def _as_sent(response: Any, **options: Any) -> Any:
     return response
 
 
-# Errors that redis-py has no class for: the server is busy with a script, cannot write its file, or
-# misses its replicas. It may be itself again in a moment. Redis 6.2 puts what a command inside a
-# script answered behind words of its own: "ERR Error running script … -READONLY …".
+# Errors that redis-py has no class for: the server is busy with a script, cannot write its file,
+# misses its replicas, or became a replica while somebody waited for its own. It may be itself again
+# in a moment. Redis 6.2 puts what a command inside a script answered behind words of its own: "ERR
+# Error running script … -READONLY …".
 _TRANSIENT_WORDS: Final = re.compile(
-    r"^(BUSY|MISCONF|NOREPLICAS) |^.{0,200}-(MISCONF|NOREPLICAS|READONLY|MASTERDOWN) "
-)
-# What a URL may say beyond the address; everything else about a connection is the engine's to say.
-_URL_OPTIONS: Final = frozenset(
-    {
-        "client_name",
-        "db",
-        "password",
-        "ssl_ca_certs",
-        "ssl_ca_path",
-        "ssl_cert_reqs",
-        "ssl_certfile",
-        "ssl_check_hostname",
-        "ssl_keyfile",
-        "ssl_password",
-        "username",
-    }
+    r"^(BUSY|MISCONF|NOREPLICAS|UNBLOCKED) |^WAIT cannot be used with replica "
+    r"|^.{0,200}-(MISCONF|NOREPLICAS|READONLY|MASTERDOWN) "
 )
 
 
@@ -150,6 +111,22 @@ def is_transient(error: Exception) -> bool:
     if isinstance(error, (*known, OSError, EOFError)):
         return True
     return _TRANSIENT_WORDS.match(str(error)) is not None
+
+
+async def ask(connection: AbstractConnection, commands: Sequence[Command]) -> list[Any]:
+    """Sends commands in one write and returns their replies; error replies are exceptions among
+    them. Raises redis-py's exceptions for a connection that breaks."""
+    from redis.exceptions import ResponseError
+
+    packed = connection.pack_commands(commands)
+    await connection.send_packed_command(packed, check_health=False)
+    replies: list[Any] = []
+    for _ in commands:
+        try:
+            replies.append(await connection.read_response())
+        except ResponseError as error:
+            replies.append(error)
+    return replies
 
 
 def never_connected(error: Exception) -> bool:
@@ -183,12 +160,19 @@ def our_errors() -> Iterator[None]:
 
 
 async def check_server(
-    client: Redis, durability: Durability, *, allow_unverified: bool = False
+    client: Redis,
+    durability: Durability,
+    *,
+    allow_unverified: bool = False,
+    in_cluster: bool = False,
+    may_move: bool = False,
 ) -> ServerFacts:
     """Asks the server whether it may carry a sale.
 
     Raises UnsuitableServer with the setting to change, RedisUnavailable when nobody answers.
-    ``allow_unverified`` accepts a managed server that hides its configuration.
+    ``allow_unverified`` accepts a managed server that hides its configuration; ``in_cluster`` says
+    whether it was reached as one of a cluster, ``may_move`` whether others say who the master is,
+    so that one which is none any more is no mistake of anybody's.
     """
     from redis.exceptions import RedisError
 
@@ -204,29 +188,34 @@ async def check_server(
         raise UnsuitableServer(
             f"this server is Redis {version}; use Redis 6.2 or later, or any Valkey"
         )
-    if info.get("cluster_enabled"):
-        raise UnsuitableServer("this server is part of a cluster, which is not supported yet")
+    if bool(info.get("cluster_enabled")) is not in_cluster:
+        what = "is not part of a cluster: write redis://" if in_cluster else _IN_CLUSTER
+        raise UnsuitableServer(f"this server {what}")
     if info.get("role") not in (None, "master"):
-        raise UnsuitableServer(
+        raise (RedisUnavailable if may_move else UnsuitableServer)(
             f"this server is a {info['role']}; connect to the master"
             f" ({info.get('master_host', '?')}:{info.get('master_port', '?')})"
         )
-    wanted = {"maxmemory-policy": ("noeviction", "evicts keys, so orders could vanish")}
-    if durability == "aof":
-        wanted["appendonly"] = ("yes", "keeps no append-only file")
-        wanted["appendfsync"] = ("always", "acknowledges orders before they are on disk")
-        wanted["no-appendfsync-on-rewrite"] = ("no", "stops syncing while it rewrites its file")
+    followers = int(info.get("connected_slaves", 0))
+    if followers < (count := replicas_of(durability)):
+        # One of them may be back in a moment.
+        raise RedisUnavailable(
+            f"{durability!r} waits for {count} replicas, and {followers} follow this server; add"
+            " replicas, or wait for fewer"
+        )
     unverified = []
-    for name, (value, danger) in wanted.items():
+    for name, (value, danger) in _wanted(durability).items():
         try:
             got = (await client.config_get(name)).get(name)
-        except RedisError:
+        except (RedisError, OSError) as error:
+            if is_transient(error):
+                raise RedisUnavailable(f"no Redis answers there: {error}") from None
             got = None
         if got is None:
             unverified.append(name)
-        elif got != value:
+        elif got != value and (name not in _AT_LEAST or int(got) < int(value)):
             remedy = f"set `CONFIG SET {name} {value}`"
-            if durability == "aof" and name != "maxmemory-policy":
+            if durability != "memory" and name != "maxmemory-policy":
                 remedy += ', or accept that acknowledged orders may be lost: durability="memory"'
             raise UnsuitableServer(f"{name} is {got!r}: this server {danger}; {remedy}")
     if unverified and not allow_unverified:
@@ -234,4 +223,24 @@ async def check_server(
             f"this server does not tell {', '.join(unverified)}; check them with its operator,"
             " then pass allow_unverified=True"
         )
-    return ServerFacts(version, str(info.get("run_id", "")), durability, tuple(unverified))
+    run_id = str(info.get("run_id", ""))
+    return ServerFacts(version, run_id, durability, tuple(unverified), followers)
+
+
+_IN_CLUSTER: Final = "is part of a cluster: write redis+cluster://host:port,host:port"
+_AT_LEAST: Final = ("min-replicas-to-write",)
+
+
+def _wanted(durability: Durability) -> dict[str, tuple[str, str]]:
+    """What the server's settings must be, each with the danger of anything else."""
+    wanted = {"maxmemory-policy": ("noeviction", "evicts keys, so orders could vanish")}
+    if durability == "memory":
+        return wanted
+    wanted["appendonly"] = ("yes", "keeps no append-only file")
+    if durability == "aof":
+        wanted["appendfsync"] = ("always", "acknowledges orders before they are on disk")
+        wanted["no-appendfsync-on-rewrite"] = ("no", "stops syncing while it rewrites its file")
+    else:
+        danger = "goes on as a master when nobody follows it any more"
+        wanted["min-replicas-to-write"] = ("1", danger)
+    return wanted

@@ -91,14 +91,15 @@ class Refusals:
 
     async def _add(self, news: dict[Status, int]) -> None:
         key = refusals_key(self._sale)
-        async with self._calls.client.pipeline(transaction=True) as pipe:
+        client = self._calls.client_of(key)
+        async with client.pipeline(transaction=True) as pipe:
             pipe.execute_command("EXISTS", shard_keys(self._sale)[0])
             for status, count in news.items():
                 pipe.execute_command("HINCRBY", key, status.name.lower(), count)
             there, *_ = await pipe.execute()
         if not there:
             # The sale was removed meanwhile, and the next one of this id begins with nothing.
-            await self._calls.client.unlink(key)
+            await client.unlink(key)
 
 
 async def read_refusals(client: Redis, sale: str) -> dict[str, int]:

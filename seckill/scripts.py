@@ -37,6 +37,7 @@ NAMES: Final = (
     "leave",
     "list",
     "name_value",
+    "note",
     "open",
     "pause",
     "queue",
@@ -51,6 +52,8 @@ NAMES: Final = (
     "requeue",
     "reserve",
     "resume",
+    "roll_call",
+    "rotate",
     "tick",
     "trim",
 )

@@ -14,7 +14,7 @@ from seckill import order as orders
 from seckill.calls import Calls
 from seckill.errors import EngineClosed, SeckillError, UnknownSale
 from seckill.keys import shard_keys
-from seckill.lane import JOINS, ORDERS, ORDERS_BY_TOKEN, Answer, Lane, Work
+from seckill.lane import JOINS, ORDERS, ORDERS_BY_TOKEN, Answer, Lane, Waiter, Work
 from seckill.lease import Lease
 from seckill.order import Order, Outcome, Wish, read_order
 from seckill.queue import Queue
@@ -45,14 +45,20 @@ class ShardOptions(msgspec.Struct, frozen=True):
 class Shard:
     """One sale, as far as this process knows it."""
 
-    def __init__(self, sale: Sale, origin_ms: int, calls: Calls, options: ShardOptions) -> None:
+    def __init__(
+        self, sale: Sale, origin_ms: int, calls: Calls, options: ShardOptions, *, made: str = ""
+    ) -> None:
         self.sale = sale
         self.origin_ms = origin_ms
+        self.made = made
+        """What tells it from another sale under the same id."""
         self.keys = shard_keys(sale.id)
         self.lane: Lane | None = None
         self.joins: Lane | None = None
         self.queue = None if sale.admission is None else Queue(sale, calls)
         self.refusals = Refusals(sale.id, calls)
+        self.kept: dict[str, Any] = {}
+        """What whoever serves this sale wants to keep for as long as it is as it is, by name."""
         self._calls = calls
         self._options = options
         self._opening: dict[str, asyncio.Task[Lane]] = {}
@@ -76,10 +82,9 @@ class Shard:
         lane = self.lane or await self.open_lane()
         if not self.at_hand and (status := await self.ready()) is not Status.DONE:
             return None if status is Status.STALE_DEFINITION else _REFUSALS[status]
-        order, waiting = self.submit(lane, buyer, key, items, attrs, token)
-        if isinstance(waiting, Outcome):
-            return waiting
-        return self.outcome(order, buyer, items, await waiting)
+        waiting: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
+        order, said = self.submit(lane, waiting, buyer, key, items, attrs, token)
+        return said or self.outcome(order, buyer, items, await waiting)
 
     @property
     def at_hand(self) -> bool:
@@ -100,20 +105,20 @@ class Shard:
         answers: list[Outcome | SeckillError | None] = []
         sent: list[tuple[int, str]] = []
         futures: list[asyncio.Future[Answer]] = []
+        loop = asyncio.get_running_loop()
         for wish in wishes:
+            waiting: asyncio.Future[Answer] = loop.create_future()
             try:
-                order, waiting = self.submit(
-                    lane, wish.buyer, wish.key, wish.items, wish.attrs, wish.token
+                order, said = self.submit(
+                    lane, waiting, wish.buyer, wish.key, wish.items, wish.attrs, wish.token
                 )
             except SeckillError as error:
                 answers.append(error)
                 continue
-            if isinstance(waiting, Outcome):
-                answers.append(waiting)
-                continue
-            sent.append((len(answers), order))
-            futures.append(waiting)
-            answers.append(None)
+            if said is None:
+                sent.append((len(answers), order))
+                futures.append(waiting)
+            answers.append(said)
         for (place, order), future in zip(sent, futures, strict=True):
             wish = wishes[place]
             try:
@@ -126,9 +131,16 @@ class Shard:
         return answers
 
     def submit(
-        self, lane: Lane, buyer: str, key: str, items: Mapping[str, int], attrs: str, token: str
-    ) -> tuple[str, Outcome | asyncio.Future[Answer]]:
-        """The order's id, and its answer or where that will come, for ``outcome`` to read. Only
+        self,
+        lane: Lane,
+        waiter: Waiter,
+        buyer: str,
+        key: str,
+        items: Mapping[str, int],
+        attrs: str,
+        token: str,
+    ) -> tuple[str, Outcome | None]:
+        """The order's id, and its answer. None: ``waiter`` is told what ``outcome`` reads. Only
         while ``at_hand``. Raises what reserve raises."""
         buyer = check_buyer(buyer, "buyer")
         key = check_key(key, "key")
@@ -148,7 +160,8 @@ class Shard:
                 self.refusals.counts[refusal] += 1
                 return "", _REFUSALS[refusal]
         order = orders.order_id(self.sale.id, buyer, key)
-        return order, lane.submit(order, buyer, cart, orders.attrs_print(attrs), attrs, *turn)
+        lane.submit(waiter, order, buyer, cart, orders.attrs_print(attrs), attrs, *turn)
+        return order, None
 
     def outcome(
         self, order: str, buyer: str, items: Mapping[str, int], reply: Answer
@@ -172,9 +185,14 @@ class Shard:
         return reply
 
     async def _read_buyers(self) -> set[str]:
-        client, cursor = self._calls.client, b"0"
+        key = self.keys[2]
+        client, cursor = self._calls.client_of(key), b"0"
         found: set[str] = set()
+        server = self._calls.servers.pool(key)
         while True:
+            if self._calls.servers.pool(key) is not server:
+                # Another server's cursors mean nothing here.
+                server, cursor = self._calls.servers.pool(key), b"0"
             # A part at a time: Redis has other things to do in such a second.
             cursor, fields = await self._calls.attempt(
                 lambda at=cursor: client.execute_command(  # type: ignore[misc]
@@ -204,7 +222,7 @@ class Shard:
     async def _open(self, work: Work) -> Lane:
         try:
             lane = Lane(
-                self._calls.connection,
+                self._calls.home(self.keys[0]),
                 work,
                 self.keys if self.queue is None else self.queue.keys,
                 self.sale.definition_id,
@@ -216,11 +234,15 @@ class Shard:
             if self._closed:
                 await lane.aclose()
                 raise EngineClosed("the engine is shutting down")
+            home = self._calls.home(self.keys[0])
+            home.told.made = home.told.made or self.made
             if work is JOINS:
                 self.joins = lane
             else:
                 self.lane = lane
                 self.refusals.start()
+                # Whoever takes orders is of the crew from the first one on.
+                self._calls.met_new_server(self.keys[0])
             return lane
         finally:
             del self._opening[work.verb]
@@ -242,24 +264,20 @@ class Shard:
 async def read_shard(sale: str, calls: Calls, options: ShardOptions) -> Shard:
     """A sale as it is now. Raises UnknownSale."""
     key = shard_keys(sale)[0]
-    definition, origin_ms = await calls.attempt(
-        lambda: calls.client.hmget(key, "definition", "origin_ms")
+    definition, origin_ms, made = await calls.attempt(
+        lambda: calls.client_of(key).hmget(key, "definition", "origin_ms", "made")
     )
     if definition is None:
         raise UnknownSale(sale)
-    return Shard(Sale.from_definition(definition), int(origin_ms), calls, options)
+    sold = Sale.from_definition(definition)
+    return Shard(sold, int(origin_ms), calls, options, made=(made or b"").decode())
 
 
 async def read_states(calls: Calls, names: list[str]) -> list[Any]:
     """Of each sale its state and its definition's id, or what Redis says instead, an exception."""
 
-    async def read() -> list[Any]:
-        async with calls.client.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.execute_command("HMGET", shard_keys(name)[0], "state", "definition_id")
-            return await pipe.execute(raise_on_error=False)
-
-    return await calls.attempt(read) if names else []
+    asked = [("HMGET", shard_keys(name)[0], "state", "definition_id") for name in names]
+    return await calls.read_many(asked)
 
 
 def _abandon(futures: list[asyncio.Future[Answer]]) -> None:

@@ -108,15 +108,8 @@ def _snapshot(
 async def fenced_sales(engine: Engine) -> dict[str, str]:
     """The sales that are fenced, each with its reason."""
     names = await engine.sales()
-    client = engine._calls.client
-
-    async def ask() -> list[Any]:
-        async with client.pipeline(transaction=False) as pipe:
-            for name in names:
-                pipe.execute_command("HMGET", shard_keys(name)[0], "state", "reason")
-            return await pipe.execute(raise_on_error=False)
-
-    headers = await engine._calls.attempt(ask) if names else []
+    asked = [("HMGET", shard_keys(name)[0], "state", "reason") for name in names]
+    headers = await engine._calls.read_many(asked)
     return {
         name: (header[1] or b"").decode()
         for name, header in zip(names, headers, strict=True)

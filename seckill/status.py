@@ -62,6 +62,11 @@ class Status(IntEnum):
     TOKEN_OTHER_BUYER = 63
     TOKEN_OTHER_SALE = 64
     TOKEN_RETIRED = 65
+    # No caller meets it: the engine holds a roll call (lua/roll_call.lua), then repeats the call.
+    NEW_SERVER = 70
+
+    # That of an enum is the name's, worked out in Python each time one is looked up.
+    __hash__ = int.__hash__
 
     @property
     def ok(self) -> bool:
@@ -124,6 +129,7 @@ _TRANSIENT: dict[Status, bool] = {
     Status.TOKEN_OTHER_BUYER: False,
     Status.TOKEN_OTHER_SALE: False,
     Status.TOKEN_RETIRED: False,
+    Status.NEW_SERVER: True,
 }
 
 _MEANING: dict[Status, str] = {
@@ -171,4 +177,5 @@ _MEANING: dict[Status, str] = {
     Status.TOKEN_OTHER_BUYER: "the token is another buyer's",
     Status.TOKEN_OTHER_SALE: "the token is for another sale",
     Status.TOKEN_RETIRED: "the token's key has been replaced; ask for your place again",
+    Status.NEW_SERVER: "this server is new, or has restarted, and is not trusted with the sale yet",
 }

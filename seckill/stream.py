@@ -20,6 +20,7 @@ from seckill.errors import EventsTrimmed
 from seckill.keys import shard_keys, stream_key
 from seckill.order import Order, read_order
 from seckill.sale import Sale
+from seckill.settling import read_settled
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -234,14 +235,15 @@ async def consume(
     reclaim_ms: int,
     block_ms: int,
     follow: bool,
+    replicas: int,
 ) -> AsyncIterator[list[Event]]:
     """Batches of events for this consumer; a batch is acknowledged when the next one is asked for.
 
     Delivery is at least once: what a consumer took and never acknowledged goes to another one of
     the group after ``reclaim_ms``. ``follow=False`` ends when nothing is left. Without a name, a
-    ``consumer`` goes by host and process id.
+    ``consumer`` goes by host and process id. ``replicas`` is how many must have what is handed on.
     """
-    key = stream_key(sale.id)
+    key, header = stream_key(sale.id), shard_keys(sale.id)[0]
     consumer = consumer or f"{socket.gethostname()}-{os.getpid()}"
     await join_group(client, sale.id, group, after_trim=after_trim)
     cursor: Any = "0-0"
@@ -249,9 +251,8 @@ async def consume(
         # Not redis-py's own timeout: that writes under asyncio.wait_for, which before Python 3.12
         # can lose a cancellation, and a consumer that was told to stop would go on.
         async with asyncio.timeout(PATIENCE_S):
-            claimed: Any = await client.execute_command(
-                "XAUTOCLAIM", key, group, consumer, reclaim_ms, cursor, "COUNT", count
-            )
+            words = ("XAUTOCLAIM", key, group, consumer, reclaim_ms, cursor, "COUNT", count)
+            claimed: Any = await read_settled(client, replicas, header, *words)
         # Redis looks at a few entries at a time, so what the dead have left may lie behind what the
         # living hold: go on where it stopped, round and round.
         cursor = claimed[0]
@@ -259,9 +260,9 @@ async def consume(
         entries = [entry for entry in claimed[1] if entry and entry[1]]
         if not entries:
             block = ("BLOCK", block_ms) if follow else ()
-            words = ("GROUP", group, consumer, "COUNT", count, *block, "STREAMS", key, ">")
+            of = ("GROUP", group, consumer, "COUNT", count, *block, "STREAMS", key, ">")
             async with asyncio.timeout(block_ms / 1000 + PATIENCE_S):
-                reply: Any = await client.execute_command("XREADGROUP", *words)
+                reply: Any = await read_settled(client, replicas, header, "XREADGROUP", *of)
             entries = reply[0][1] if reply else []
         if not entries:
             if follow or cursor != b"0-0":

@@ -17,6 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Concatenate, Final, ParamSpec, Self, TypeVar
 
+from seckill.durability import Durability, fsync_of
 from seckill.engine import Engine as AsyncEngine
 from seckill.errors import EngineClosed, SeckillError
 from seckill.loop_thread import LoopThread
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from seckill.embedded import EmbeddedServer
     from seckill.lane import Lane
     from seckill.order import Order, Outcome, StockOutcome, Wish
-    from seckill.redis import Durability, ServerFacts
+    from seckill.redis import ServerFacts
     from seckill.sale import Sale
     from seckill.snapshot import Snapshot
     from seckill.stream import Event
@@ -43,9 +44,10 @@ _T = TypeVar("_T")
 class Engine:
     """Sells units and never one too many.
 
-    ``durability="aof"`` demands a server that has every acknowledged order on disk;
-    ``"memory"`` accepts that a crash may lose acknowledged orders. ``timeout_ms`` is how long a
-    call may take before its outcome is called unknown. ``lane_depth`` bounds the orders that wait,
+    ``durability="aof"`` demands a server that has every acknowledged order on disk,
+    ``"replicas:N"`` waits until N replicas have it, ``"memory"`` accepts that a crash may lose
+    some. ``timeout_ms`` is how long a call may take before its outcome is called unknown.
+    ``lane_depth`` bounds the orders that wait,
     ``batch_max`` those of one script call. ``sweep_ms`` is the pause between two sweeps of the
     deadlines; 0 leaves sweeping to other processes. ``lease_ms`` is how old "sold out" and "not
     open" may be when a storm is answered from memory; 0 always asks Redis.
@@ -110,8 +112,7 @@ class Engine:
         from seckill.embedded import EmbeddedServer
 
         engine = cls("", **options)
-        fsync = "always" if engine._durability == "aof" else "everysec"
-        engine._server = EmbeddedServer(data_dir, appendfsync=fsync)
+        engine._server = EmbeddedServer(data_dir, appendfsync=fsync_of(engine._durability))
         return engine
 
     def __enter__(self) -> Self:

@@ -39,8 +39,8 @@ _FROM_URL: Final = bytes.maketrans(b"-_+/", b"+/**")
 
 
 class Token(msgspec.Struct, frozen=True, gc=False):
-    """What a good token says. ``step`` called its ticket; ``expires_ms`` is Unix time on the
-    server's clock."""
+    """What a good token says. ``step`` called its ticket; ``expires_ms`` is on the queue's clock
+    (lua/lib/turns.lua)."""
 
     number: int
     step: int

@@ -199,7 +199,7 @@ class _Told:
         """The stream's events without those that can't be read, which are noted."""
         shard, client, start = (
             await self._engine._shard(self._sale),
-            self._engine._calls.client,
+            self._engine._calls.client_of(stream_key(self._sale)),
             "-",
         )
         while True:
@@ -249,7 +249,8 @@ class _Told:
     async def _is_trimmed(self, seq: int) -> bool:
         """Whether this event was taken out of the stream on purpose, perhaps only just now."""
         if self._trimmed_seq < seq:
-            key, client = shard_keys(self._sale)[0], self._engine._calls.client
+            key = shard_keys(self._sale)[0]
+            client = self._engine._calls.client_of(key)
             found = await self._engine._calls.attempt(lambda: client.hget(key, "trimmed_seq"))
             self._trimmed_seq = int(found or 0)
         return self._trimmed_seq >= seq
@@ -271,7 +272,7 @@ class _State(msgspec.Struct):
 async def _read_state(engine: Engine, sale: Sale) -> _State:
     """Header, stock, orders and buyers in one MULTI: hundreds of thousands of orders stall the
     server for tens of milliseconds, which is the price of a picture without a seam."""
-    client = engine._calls.client
+    client = engine._calls.client_of(stream_key(sale.id))
     origin_ms = (await engine._shard(sale.id)).origin_ms
     keys = shard_keys(sale.id)
     async with client.pipeline(transaction=True) as pipe:

@@ -37,6 +37,7 @@ __all__ = ["DrawVerdict", "Finding", "Kind", "Placed", "Published", "TicketList"
 _LINE_BYTES_MAX: Final = 200
 _FIRST_LINE: Final = re.compile(rb"seckill draw 1 ([0-9A-Za-z_-]{1,40}) ([0-9a-f]{16})\n").fullmatch
 _LINE: Final = re.compile(rb"(0|[1-9][0-9]{0,9}) ([1-9][0-9]{0,2}) ([0-9a-f]{64})\n").fullmatch
+_CHANGED_ENDS: Final = "ends with CR and LF: the line ends of the list were changed"
 _AGAIN: Final = "fetch tickets.txt again and keep it byte by byte as it is"
 
 
@@ -47,6 +48,7 @@ class Kind(StrEnum):
     COMMITMENT = "commitment"
     PUBLISHED_COMMITMENT = "published_commitment"
     PUBLISHED_DIGEST = "published_digest"
+    PUBLISHED_VALUE = "published_value"
     DEFINITION = "definition"
     NO_DRAW = "no_draw"
     PUBLIC_VALUE = "public_value"
@@ -71,6 +73,7 @@ _MEANINGS: Final = {
     Kind.COMMITMENT: "this seed is not the one that was fixed when the sale was created",
     Kind.PUBLISHED_COMMITMENT: "draw.json was changed after the commitment was published",
     Kind.PUBLISHED_DIGEST: "the list was changed after its digest was published",
+    Kind.PUBLISHED_VALUE: "the order depends on another value than the one that its source tells",
     Kind.DEFINITION: "quotas, weights or times are not those with which the sale was created",
     Kind.NO_DRAW: "by its definition this sale has no draw and no shuffle",
     Kind.PUBLIC_VALUE: "the order must depend on the value that the definition names, and no other",
@@ -100,10 +103,12 @@ class Finding(msgspec.Struct, frozen=True):
 
 class Published(msgspec.Struct, frozen=True):
     """What the reader noted when it was published, 64 hex digits each: the commitment when the sale
-    was created, the digest when the list closed. draw.json alone can only vouch for itself."""
+    was created, the digest when the list closed. ``public_value`` is what its source tells.
+    draw.json alone can only vouch for itself."""
 
     commitment: str | None = None
     digest: str | None = None
+    public_value: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("commitment", "digest"):
@@ -139,9 +144,12 @@ class TicketList(msgspec.Struct, frozen=True):
         digest = ListDigest()
         # A file of one endless line must not fill the memory.
         lines = iter(partial(file.readline, _LINE_BYTES_MAX), b"")
-        first = _FIRST_LINE(digest.add(next(lines, b"")))
+        first_line = digest.add(next(lines, b""))
+        first = _FIRST_LINE(first_line)
         if first is None:
             problem = "is not 'seckill draw 1', sale and definition id"
+            if first_line.endswith(b"\r\n"):
+                problem = _CHANGED_ENDS
             raise InvalidInput("tickets.txt:1", problem, _AGAIN)
         numbers, weights = array("I"), array("B")
         seen: dict[bytes, int] = {}
@@ -162,7 +170,7 @@ def _ticket(line: bytes, at: int) -> tuple[int, int, bytes]:
     if found is None:
         problem = "is not a number, a weight and 64 digits of 0-9 a-f, with single blanks"
         if line.endswith(b"\r\n"):
-            problem = "ends with CR and LF"
+            problem = _CHANGED_ENDS
         elif not line.endswith(b"\n") and len(line) < _LINE_BYTES_MAX:
             problem = "is cut off"
         raise InvalidInput(f"tickets.txt:{at}", problem, _AGAIN)
@@ -288,6 +296,9 @@ def _check_published(record: DrawRecord, published: Published) -> list[Finding]:
     if published.digest not in (None, record.digest):
         said = f"draw.json has the digest {record.digest}, not the published one"
         findings.append(Finding(Kind.PUBLISHED_DIGEST, said))
+    if published.public_value not in (None, record.public_value):
+        said = f"draw.json has the public value {show(record.public_value)}, not the one looked up"
+        findings.append(Finding(Kind.PUBLISHED_VALUE, said))
     return findings
 
 

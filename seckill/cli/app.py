@@ -25,6 +25,7 @@ from seckill.cli import (
     ledger,
     orders,
     pause,
+    plan,
     queue,
     rebuild,
     reconcile,
@@ -78,6 +79,7 @@ app.command("report")(report.report)
 app.command("export")(export.export)
 app.command("forget")(forget.forget)
 app.command("rehearse")(rehearse.rehearse)
+app.command("plan")(plan.plan)
 app.command("demo")(demo.demo)
 
 

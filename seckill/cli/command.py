@@ -14,7 +14,6 @@ import asyncio
 import inspect
 import os
 from collections.abc import Callable, Coroutine
-from enum import StrEnum
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
@@ -23,6 +22,7 @@ import typer
 
 from seckill.cli.files import plain_text
 from seckill.cli.output import Output
+from seckill.durability import Durability
 from seckill.embedded import running_url
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, MissingExtra
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 __all__ = [
     "AllowUnverified",
     "DataDir",
-    "Durability",
     "DurabilityOption",
     "Json",
     "LedgerUrl",
@@ -51,13 +50,6 @@ LEDGER_ENV = "SECKILL_LEDGER"
 _PANEL = "Server"
 # A server with an AOF makes one of them at its first start: since Redis 7, and before.
 _SERVER_DATA = ("appendonlydir", "appendonly.aof")
-
-
-class Durability(StrEnum):
-    """The engine's durability, in the form that typer shows as a choice."""
-
-    AOF = "aof"
-    MEMORY = "memory"
 
 
 SaleId = Annotated[str, typer.Argument(metavar="SALE", help="The sale's id.")]
@@ -91,9 +83,11 @@ LedgerUrl = Annotated[
     ),
 ]
 DurabilityOption = Annotated[
-    Durability,
+    str,
     typer.Option(
-        help="aof: an order is on disk before it is acknowledged. memory: a crash may lose some.",
+        metavar="aof|replicas:N|memory",
+        help="aof: an order is on disk before it is acknowledged. replicas:N: N replicas have it."
+        " memory: a crash may lose some.",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -112,7 +106,7 @@ class Target(msgspec.Struct, frozen=True):
 
     redis: str | None = None
     embedded: Path | None = None
-    durability: Durability = Durability.AOF
+    durability: Durability = "aof"
     allow_unverified: bool = False
 
     def engine(self, *, new_data: bool = False, **options: Any) -> Engine:
@@ -129,7 +123,7 @@ class Target(msgspec.Struct, frozen=True):
             if url is None and (directory := os.environ.get(DATA_ENV)):
                 data_dir, named = Path(directory), DATA_ENV
         options |= {
-            "durability": self.durability.value,
+            "durability": self.durability,
             "allow_unverified": self.allow_unverified,
         }
         if url is not None and data_dir is not None:
@@ -200,7 +194,7 @@ def _check_data(data_dir: Path, named: str) -> None:
 def _shared(
     redis: RedisUrl = None,
     embedded: DataDir = None,
-    durability: DurabilityOption = Durability.AOF,
+    durability: DurabilityOption = "aof",
     allow_unverified: AllowUnverified = False,
     json: Json = False,
 ) -> None:

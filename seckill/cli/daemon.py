@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from seckill.cli import lean
-from seckill.cli.command import Durability, Target
+from seckill.cli.command import Target
 from seckill.cli.output import warn
 from seckill.errors import InvalidInput, MissingExtra
 
@@ -77,7 +77,7 @@ def target_of(settings: Settings | lean.Settings) -> Target:
     """The server that the settings name."""
     at = settings.redis
     data = Path(at.data) if at.data else None
-    return Target(at.url or None, data, Durability(at.durability), at.allow_unverified)
+    return Target(at.url or None, data, at.durability, at.allow_unverified)
 
 
 def until_signal(stop: Callable[[], None]) -> None:

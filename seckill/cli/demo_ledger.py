@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Final
 
 from seckill.cli.demo_report import Story
 from seckill.engine import Engine
+from seckill.keys import refusals_key
 from seckill.refusals import refusals_json
 from seckill.verify import Violation
 
@@ -25,7 +26,8 @@ async def bring_up(engine: Engine, ledger: Ledger) -> None:
     # The worker has ended, so nobody will write what it may have taken and not acknowledged.
     await LedgerRunner(engine, ledger, once=True, reclaim_ms=1).run()
     for sale in await engine.sales():
-        await ledger.refused(sale, await refusals_json(engine._calls.client, sale))
+        client = engine._calls.client_of(refusals_key(sale))
+        await ledger.refused(sale, await refusals_json(client, sale))
 
 
 async def sale_report(ledger: Ledger, sale: str) -> Report:

@@ -11,7 +11,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from seckill.cli.command import DataDir, Durability, Json, RedisUrl, SaleId, Target
+from seckill.cli.command import DataDir, Json, RedisUrl, SaleId, Target
 from seckill.cli.output import Output, new_table
 from seckill.cli.reach import is_named, reach
 from seckill.doctor import (
@@ -62,8 +62,9 @@ def doctor(
     redis: RedisUrl = None,
     embedded: DataDir = None,
     durability: Annotated[
-        Durability | None,
+        str | None,
         typer.Option(
+            metavar="aof|replicas:N|memory",
             help="What the intake will ask of the server; aof unless the settings say otherwise.",
             rich_help_panel="Server",
         ),
@@ -81,7 +82,7 @@ def doctor(
 
 
 async def _examine(
-    sale: str, config: Path | None, target: Target, durability: Durability | None
+    sale: str, config: Path | None, target: Target, durability: str | None
 ) -> Report:
     findings: list[Finding] = []
     settings: Settings | None = None
@@ -94,11 +95,11 @@ async def _examine(
             findings.append(await check_user_keys(settings))
     in_flight, workers = IN_FLIGHT, 1
     groups: tuple[str, ...] = ()
-    demanded = durability or Durability.AOF
+    demanded = durability or "aof"
     if settings is not None:
         in_flight, workers = settings.server.max_in_flight, settings.server.workers
         groups = _groups(settings)
-        demanded = durability or Durability(settings.redis.durability)
+        demanded = durability or settings.redis.durability
     findings.append(check_open_files(in_flight))
     target = _target(target, settings, demanded)
     if config is not None and settings is None and not is_named(target):
@@ -112,7 +113,7 @@ async def _examine(
             findings += await examine(
                 sale,
                 url,
-                durability=demanded.value,
+                durability=demanded,
                 workers=workers,
                 groups=groups,
             )
@@ -140,7 +141,7 @@ def _groups(settings: Settings) -> tuple[str, ...]:
     return (GROUP,)
 
 
-def _target(target: Target, settings: Settings | None, durability: Durability) -> Target:
+def _target(target: Target, settings: Settings | None, durability: str) -> Target:
     """The server that is meant: by an option, else by the settings, else by the environment."""
     url, data = target.redis, target.embedded
     if settings is not None and url is None and data is None:

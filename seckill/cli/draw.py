@@ -45,6 +45,9 @@ def verify_draw(
         str | None,
         typer.Option(metavar="HEX", help="The digest that you noted when the list was closed."),
     ] = None,
+    public_value: Annotated[
+        str | None, typer.Option(metavar="TEXT", help="The public value, as its source has it.")
+    ] = None,
     buyer: Annotated[
         str | None, typer.Option(metavar="ID", help="Say where this buyer's ticket stands.")
     ] = None,
@@ -61,7 +64,8 @@ def verify_draw(
 
     Exit code: 0 proven, 1 something was changed, 2 a file is of no use, or it is too early.
     """
-    published = Published(_hex("--commitment", commitment, 32), _hex("--digest", digest, 32))
+    noted = _hex("--commitment", commitment, 32), _hex("--digest", digest, 32)
+    published = Published(*noted, public_value)
     question = _Question(buyer, _holder(buyer, salt), winners)
     record = _read_record(draw)
     verdict = _recompute(record, tickets, published)
@@ -75,18 +79,20 @@ def _holder(buyer: str | None, salt: str | None) -> str | None:
     if buyer is None or salt is None:
         missing = "--buyer" if buyer is None else "--salt"
         raise InvalidInput(missing, "is missing", "give --buyer and --salt together")
-    plain = _hex("--salt", salt, SALT_BYTES) or ""
+    plain = _hex("--salt", salt, SALT_BYTES, "write it as joining gave it") or ""
     return holder_of(bytes.fromhex(plain), check_buyer(buyer, "--buyer"))
 
 
-def _hex(option: str, value: str | None, size: int) -> str | None:
+def _hex(
+    option: str, value: str | None, size: int, remedy: str = "write it as it was published"
+) -> str | None:
     """An option of so many bytes in hex digits; large ones are taken as well."""
     if value is None:
         return None
     plain = value.strip().lower()
     if len(plain) != 2 * size or set(plain) - set("0123456789abcdef"):
         problem = f"{show(value)} is not {2 * size} digits of 0-9 a-f"
-        raise InvalidInput(option, problem, "write it as it was published")
+        raise InvalidInput(option, problem, remedy)
     return plain
 
 
@@ -214,6 +220,7 @@ def verdict_data(
         "compared": {
             "commitment": published.commitment is not None,
             "digest": published.digest is not None,
+            "public_value": published.public_value is not None,
         },
         "findings": [
             msgspec.structs.asdict(finding) | {"meaning": finding.meaning}

@@ -67,6 +67,9 @@ async def value(
 ) -> int:
     """Hand in the public value that a draw's definition names; it can't be changed. Then draw."""
     definition = await _drawn(engine, sale)
+    if definition.admission is None or definition.admission.public_value is None:
+        problem = f"the definition of {sale!r} names no public value"
+        raise InvalidInput("VALUE", problem, "there is nothing to hand in; it draws itself")
     done = await engine.queue.name_value(sale, text)
     if done.status is Status.NOT_OPEN:
         # The list must have its digest first, which whoever has been quicker has not seen to yet.
@@ -79,8 +82,6 @@ async def value(
         said = "another value was handed in before, and it can't be changed"
     elif done.status is Status.NOT_OPEN:
         said = f"the list of tickets closes at {moment(definition.draw_ms)}; not before it"
-    elif done.status is Status.NO_QUEUE:
-        said = "its definition names no public value"
     return out.verdict(done.status, f"sale {sale}: value", outcome_data(done), said=said)
 
 

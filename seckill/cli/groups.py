@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 import typer
@@ -13,6 +13,8 @@ from seckill.cli.command import SaleId, on_engine
 from seckill.cli.output import Output, new_table
 from seckill.engine import Engine
 from seckill.groups import GroupState, drop_group, groups
+from seckill.keys import stream_key
+from seckill.servers import OwnClient
 
 __all__ = ["app"]
 
@@ -28,7 +30,8 @@ async def list_(engine: Engine, out: Output, sale: SaleId) -> int:
     """Show each group: what it has not read, what it has not acknowledged, who is at work."""
     await engine.sale(sale)
     with servers.our_errors():
-        states = await _on_client(engine, lambda client: groups(client, sale))
+        async with OwnClient(engine.url, stream_key(sale)) as client:
+            states = await groups(client, sale)
     rows = [msgspec.structs.asdict(state) | {"active": state.active} for state in states]
     table = new_table(
         *("group", ">unread events", ">entries pending", ">oldest", ">consumers"),
@@ -48,21 +51,14 @@ async def drop(
     """Forget a group for good: its place in the stream and its dead letters."""
     await engine.sale(sale)
     with servers.our_errors():
-        gone = await _on_client(engine, lambda client: drop_group(client, sale, group, force=force))
+        async with OwnClient(engine.url, stream_key(sale)) as client:
+            gone = await drop_group(client, sale, group, force=force)
     said = (
         f"✓ {group} is forgotten: {gone.unread:,} events unread, {gone.pending:,} entries pending, "
         f"{gone.letters:,} dead letters"
     )
     out.answer({"group": group} | msgspec.structs.asdict(gone), said)
     return 0
-
-
-async def _on_client(engine: Engine, work: Any) -> Any:
-    pool = servers.connect_pool(engine.url, connections=1, timeout_s=servers.CONNECT_SECONDS)
-    try:
-        return await work(servers.connect_client(pool))
-    finally:
-        await pool.disconnect()
 
 
 def _cells(state: GroupState) -> tuple[str, ...]:

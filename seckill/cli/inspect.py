@@ -6,12 +6,12 @@ from typing import Any
 
 from rich.text import Text
 
-from seckill import redis as servers
 from seckill.cli.command import SaleId, on_engine
 from seckill.cli.output import Output, new_table
 from seckill.cli.stock import stock_table
 from seckill.engine import Engine
 from seckill.keys import queue_keys, shard_keys
+from seckill.servers import OwnClient
 
 __all__ = ["inspect"]
 
@@ -20,9 +20,7 @@ __all__ = ["inspect"]
 async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
     """Show a sale's snapshot, the memory of its keys and the lag of its consumer groups."""
     definition, snapshot = await engine.sale(sale), await engine.snapshot(sale)
-    pool = servers.connect_pool(engine.url, connections=1, timeout_s=None)
-    try:
-        client = servers.connect_client(pool)
+    async with OwnClient(engine.url, shard_keys(sale)[0], timeout_s=None) as client:
         facts: dict[str, Any] = await client.info("memory")
         of_queue = () if definition.admission is None else queue_keys(sale)
         names = (*shard_keys(sale), *of_queue)
@@ -30,8 +28,6 @@ async def inspect(engine: Engine, out: Output, sale: SaleId) -> int:
         # A fenced sale may have lost its stream as well.
         stream = shard_keys(sale)[-1]
         groups: Any = await client.xinfo_groups(stream) if await client.exists(stream) else []
-    finally:
-        await pool.disconnect()
     lags = [
         {
             "group": group["name"].decode(),

@@ -33,7 +33,7 @@ class Redis(_Section, frozen=True):
 
     url: str = ""
     data: str = ""
-    durability: Literal["aof", "memory"] = "aof"
+    durability: str = "aof"
     allow_unverified: bool = False
     timeout_ms: Annotated[int, Meta(ge=1, le=600_000)] = 3_000
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -24,6 +25,7 @@ from seckill.errors import InvalidInput, RedisUnavailable
 from seckill.keys import SALES, shard_keys
 from seckill.sale import check_sale_id
 from seckill.scripts import FORMAT, script
+from seckill.servers import Servers
 from seckill.status import Status
 
 if TYPE_CHECKING:
@@ -180,18 +182,28 @@ async def _each(
 ) -> list[Done]:
     give_up_s = monotonic() + PATIENCE_S
     turn = asyncio.Semaphore(AT_ONCE)
-    pool = servers.connect_pool(url, connections=AT_ONCE, timeout_s=PATIENCE_S)
+    where = Servers(url, connections=AT_ONCE, timeout_s=PATIENCE_S)
     results: list[Done] = []
+
+    async def on(key: str, work: Callable[[Redis], Awaitable[Any]]) -> Any:
+        try:
+            await where.look()
+            return await work(where.client(key))
+        except Exception:
+            where.lost(key)
+            raise
+
     try:
-        client = servers.connect_client(pool)
         if names is None:
-            members: Any = await _insist(lambda: client.smembers(SALES), give_up_s)
+            listed = partial(on, SALES, lambda client: client.smembers(SALES))
+            members: Any = await _insist(listed, give_up_s)
             names = sorted(member.decode("utf-8", "replace") for member in members)
 
         async def attempt(sale: str) -> None:
             async with turn:
                 try:
-                    done = await _insist(lambda: one(client, sale), give_up_s)
+                    work = partial(on, shard_keys(sale)[0], lambda client: one(client, sale))
+                    done = await _insist(work, give_up_s)
                 except Exception as error:  # noqa: BLE001 - one sick sale must not save the others
                     done = Done(sale, False, "failed", str(error) or "no answer in time")
             if done is not None:
@@ -200,7 +212,7 @@ async def _each(
 
         await asyncio.gather(*map(attempt, names))
     finally:
-        await pool.disconnect()
+        await where.aclose()
     return results
 
 

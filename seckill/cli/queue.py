@@ -8,18 +8,24 @@ import msgspec
 import typer
 from rich.text import Text
 
+from seckill.checks import to_ms
 from seckill.cli.command import SaleId, on_engine
 from seckill.cli.output import Output, fact_lines, moment, outcome_data
 from seckill.engine import Engine
 from seckill.queue import View
 from seckill.sale import Sale
 from seckill.status import Status
+from seckill.tokens import KEYS_MAX
 
 __all__ = ["app", "who_is_next"]
 
 app = typer.Typer(no_args_is_help=True)
 
 _LABEL = 8
+_ROTATED = (
+    "a new key signs; what the last two have signed goes on working, "
+    f"so a key that has leaked counts until it was rotated {KEYS_MAX} times"
+)
 
 
 @app.command("show")
@@ -48,15 +54,17 @@ async def show(engine: Engine, out: Output, sale: SaleId) -> int:
 @on_engine
 async def rotate(engine: Engine, out: Output, sale: SaleId) -> int:
     """Replace the key that signs a sale's tickets and tokens; takes some seconds. What the last two
-    keys have signed goes on working."""
+    keys have signed goes on working, so a key that has leaked is only out after three rotations."""
     done = await engine.queue.rotate(sale)
-    said = "a new key signs; what the last two have signed goes on working" if done.ok else ""
+    said = _ROTATED if done.ok else ""
     return out.verdict(done.status, f"sale {sale}: rotate", outcome_data(done), said=said)
 
 
 def who_is_next(view: View) -> str:
     """A queue in a few words."""
-    return f"{view.waiting:,} waiting, {view.head:,} called, {view.live:,} of them may still order"
+    return (
+        f"{view.waiting:,} waiting, {view.called:,} called, {view.live:,} of them may still order"
+    )
 
 
 def _rows(view: View, pace: float) -> list[tuple[str, list[str]]]:
@@ -65,13 +73,16 @@ def _rows(view: View, pace: float) -> list[tuple[str, list[str]]]:
         tickets.append(f"{view.closed:,} when the list was closed")
     if view.ranked is not None:
         tickets.append(f"{view.ranked:,} in order")
+    waiting = [f"{view.waiting:,}"]
+    if view.waiting:
+        waiting.append(f"the stock left may reach {view.reach:,} of them")
     return [
         ("tickets", tickets),
-        ("waiting", [f"{view.waiting:,}", f"the stock left may reach {view.reach:,} of them"]),
+        ("waiting", waiting),
         (
             "called",
             [
-                f"{view.head:,}",
+                f"{view.called:,}",
                 f"{view.live:,} may still order",
                 f"{view.lapses:,} let their turn lapse",
                 f"{pace:,.1f} a second",
@@ -84,6 +95,9 @@ def _rows(view: View, pace: float) -> list[tuple[str, list[str]]]:
 async def _why_nobody(engine: Engine, sale: Sale, view: View) -> str:
     """Why nobody is called at this moment; empty where somebody is, or will be in a moment."""
     admission = sale.admission
+    joins_at = None if admission is None else admission.joins_at
+    if joins_at is not None and view.now_ms < to_ms(joins_at):
+        return f"nobody is called: tickets can be taken from {moment(to_ms(joins_at))}"
     if admission is not None and admission.is_drawn and view.ranked is None:
         if view.closed is None:
             return f"nobody is called: the list of tickets closes at {moment(sale.draw_ms)}"

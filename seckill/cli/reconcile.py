@@ -117,7 +117,8 @@ async def _one(
 
 async def _damage(engine: Engine, sale: str, error: Exception) -> str:
     """Which keys of a sale somebody has damaged so that it can't be compared, and what to do."""
-    client, keys = engine._calls.client, shard_keys(sale)
+    keys = shard_keys(sale)
+    client = engine._calls.client_of(keys[0])
 
     async def ask() -> list[Any]:
         async with client.pipeline(transaction=False) as pipe:
@@ -147,9 +148,10 @@ async def _damage(engine: Engine, sale: str, error: Exception) -> str:
 
 async def _tell_unlisted(engine: Engine, sales: list[str]) -> None:
     """Says on stderr which of these sales Redis has without having them in its list."""
-    client, listed = engine._calls.client, set(await engine.sales())
+    listed = set(await engine.sales())
     for sale in sales:
         key = shard_keys(sale)[0]
+        client = engine._calls.client_of(key)
         if sale not in listed and await engine._calls.attempt(partial(client.exists, key)):
             said = f"Redis has sale {sale}, but its list of sales does not, so nobody looks after"
             warn(f"{said} it; put it back: redis-cli SADD {SALES} {sale}")

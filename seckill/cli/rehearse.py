@@ -155,8 +155,7 @@ def _lines(found: Rehearsal) -> list[tuple[str, list[str]]]:
         f"{found.lapsed:,} orders lapsed unpaid",
         f"{found.unsold:,} units unsold",
     ]
-    ends = [_after(found.sold_out_ms, "no unit left"), _after(found.gone_ms, "the last one paid")]
-    lines = [("buyers", came), ("sold", sold), ("sold out", ends)]
+    lines = [("buyers", came), ("sold", sold), ("sold out", _ends(found))]
     if found.mode == "open":
         return [*lines, ("turned away", [f"{found.empty:,} found nothing left"])]
     called = [
@@ -173,6 +172,16 @@ def _lines(found: Rehearsal) -> list[tuple[str, list[str]]]:
         wrong = f"what they were told on joining was off by {found.eta_error:.0%} in the median"
         lines.insert(3, ("estimate", [wrong]))
     return [*lines, ("in vain", _in_vain(found))]
+
+
+def _ends(found: Rehearsal) -> list[str]:
+    if found.sold_out_ms is None:
+        return ["units left at the end", "never sold out"]
+    ends = [_after(found.sold_out_ms, "no unit left")]
+    paid = (
+        "not all were paid" if found.gone_ms is None else _after(found.gone_ms, "the last one paid")
+    )
+    return [*ends, paid]
 
 
 def _in_vain(found: Rehearsal) -> list[str]:
@@ -201,6 +210,8 @@ def _deciles(deciles: Sequence[Part], *, waits: bool) -> Table:
 
 
 def _moment(ms: int) -> str:
+    if abs(ms) < 100:
+        return "0 s"
     return f"{'−' if ms < 0 else '+'}{_span(abs(ms))}"
 
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from seckill.cli.command import DataDir, Durability, LedgerUrl, RedisUrl, open_ledger
+from seckill.cli.command import DataDir, LedgerUrl, RedisUrl, open_ledger
 from seckill.cli.daemon import Config, Once, Sales, read_settings, target_of, until_signal
 from seckill.cli.ledger_sale import known_sale
 from seckill.errors import InvalidInput
@@ -50,8 +50,9 @@ def relay(
     redis: RedisUrl = None,
     embedded: DataDir = None,
     durability: Annotated[
-        Durability | None,
+        str | None,
         typer.Option(
+            metavar="aof|replicas:N|memory",
             help="memory: the server may be one that does not wait for its disk.",
             rich_help_panel=_SETTINGS,
         ),
@@ -71,7 +72,7 @@ def relay(
     given: dict[str, tuple[str, Any]] = {
         "redis.url": ("--redis", redis),
         "redis.data": ("--embedded", embedded and str(embedded)),
-        "redis.durability": ("--durability", durability and durability.value),
+        "redis.durability": ("--durability", durability),
         "redis.allow_unverified": ("--allow-unverified", allow_unverified or None),
         "ledger.url": ("--ledger", ledger),
     }

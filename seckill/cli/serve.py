@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.text import Text
 
-from seckill.cli.command import DataDir, Durability, RedisUrl
+from seckill.cli.command import DataDir, RedisUrl
 from seckill.cli.output import new_console, version_text, warn
+from seckill.durability import replicas_of
 from seckill.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -52,10 +53,11 @@ def serve(
         typer.Option(help="Processes that take requests (1).", rich_help_panel=_SETTINGS),
     ] = None,
     durability: Annotated[
-        Durability | None,
+        str | None,
         typer.Option(
+            metavar="aof|replicas:N|memory",
             help="aof (the default): an order is on disk before it is acknowledged. "
-            "memory: a crash may lose some.",
+            "replicas:N: N replicas have it. memory: a crash may lose some.",
             rich_help_panel=_SETTINGS,
         ),
     ] = None,
@@ -80,7 +82,7 @@ def serve(
     given: dict[str, tuple[str, Any]] = {
         "redis.url": ("--redis", redis),
         "redis.data": ("--embedded", embedded and str(embedded)),
-        "redis.durability": ("--durability", durability and durability.value),
+        "redis.durability": ("--durability", durability),
         "redis.allow_unverified": ("--allow-unverified", allow_unverified or None),
         "server.host": ("--host", host),
         "server.port": ("--port", port),
@@ -111,6 +113,13 @@ def _announce(running: Running, dev: Dev | None) -> None:
         lines.append(f"\nunverified: {', '.join(facts.unverified)}", style="yellow")
     if facts.durability == "memory":
         lines.append("\na crash may lose acknowledged orders (memory)", style="bold yellow")
+    waits_for = replicas_of(facts.durability)
+    if 0 < waits_for < facts.replicas:
+        lines.append(
+            f"\n{waits_for} of {facts.replicas} replicas have an order before it is acknowledged:"
+            " a failover to another one is noticed (the sale is fenced), not survived",
+            style="yellow",
+        )
     lines.append(f"\n{_counted(settings.server.workers, 'worker')}, {_proofs(settings)}")
     if dev is not None:
         lines.append("\ndev: a key and a user token for this run only", style="bold yellow")

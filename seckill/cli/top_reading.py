@@ -12,11 +12,12 @@ from seckill.errors import SeckillError, UnknownSale
 from seckill.keys import SALES, queue_keys, shard_keys
 from seckill.sale import Sale
 from seckill.scripts import FORMAT, script
+from seckill.servers import Servers
 from seckill.snapshot import Snapshot, read_snapshot
 from seckill.status import Status
 
 if TYPE_CHECKING:
-    from redis.asyncio import BlockingConnectionPool, Redis
+    from redis.asyncio import Redis
 
 __all__ = ["Frame", "GroupLag", "QueueView", "SaleView", "ServerView", "Watcher"]
 
@@ -94,21 +95,25 @@ class Watcher:
 
     def __init__(self, url: str, sale: str | None) -> None:
         self._sale = sale
-        self._pool: BlockingConnectionPool = servers.connect_pool(
-            url, connections=1, timeout_s=CALL_S
-        )
-        self._client: Redis = servers.connect_client(self._pool)
+        self._where = Servers(url, connections=1, timeout_s=CALL_S)
         self._definitions: dict[str, Sale] = {}
         self._before: dict[str, tuple[float, Snapshot]] = {}
         self._called: dict[str, int] = {}
 
     async def aclose(self) -> None:
         """Disconnects."""
-        await self._pool.disconnect()
+        await self._where.aclose()
+
+    @property
+    def _client(self) -> Redis:
+        return self._where.client(SALES)
 
     async def look(self) -> Frame:
         """The next frame. Raises RedisUnavailable, ScriptFailed, or UnknownSale for the one."""
         with servers.our_errors():
+            # Each time: it may be another one by now.
+            self._where.lost(SALES)
+            await self._where.look()
             began = monotonic()
             seconds, micros = await self._client.time()
             trip_ms = (monotonic() - began) * 1_000

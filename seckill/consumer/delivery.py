@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, Final
 from seckill.consumer.journal import Entry, Journal, LeaseLost
 from seckill.consumer.line import Answer, Job, Line, Office
 from seckill.dead import DeadLetters, Letter
-from seckill.keys import stream_key
+from seckill.keys import shard_keys, stream_key
 from seckill.sale import Sale
+from seckill.settling import read_settled
 from seckill.stream import Event, decode_event
 
 if TYPE_CHECKING:
@@ -140,9 +141,9 @@ class Delivery:
             words = ("GROUP", self._office.group, CONSUMER, "COUNT", READ_COUNT, *block)
             # Not redis-py's own timeout; see stream.py.
             async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
-                reply = await self._reader.execute_command(
-                    "XREADGROUP", *words, "STREAMS", stream_key(self._sale.id), cursor
-                )
+                what = ("XREADGROUP", *words, "STREAMS", stream_key(self._sale.id), cursor)
+                header = shard_keys(self._sale.id)[0]
+                reply = await read_settled(self._reader, self._office.replicas, header, *what)
             entries = reply[0][1] if reply else []
             for entry_id, fields in entries:
                 self._take(entry_id, fields or ())

@@ -46,7 +46,8 @@ class Tally(msgspec.Struct):
 class Office(msgspec.Struct, frozen=True):
     """What the deliveries of all sales share. ``give_up_s`` is for an event, from its first
     failure on. ``starts`` lets a few sales begin at a time: hundreds at once would wait for each
-    other's connections until all of them had waited too long."""
+    other's connections until all of them had waited too long. ``replicas`` is how many must have
+    an event before it is handled."""
 
     group: str
     attempt: Attempt
@@ -55,6 +56,7 @@ class Office(msgspec.Struct, frozen=True):
     starts: asyncio.Semaphore
     give_up_s: float
     tally: Tally
+    replicas: int
 
 
 class Job:

@@ -15,14 +15,16 @@ from seckill.consumer.delivery import Delivery
 from seckill.consumer.journal import Journal, LeaseLost
 from seckill.consumer.line import Attempt, Office, Tally
 from seckill.consumer.pace import Pace, Turns
+from seckill.durability import replicas_of
 from seckill.engine import Engine
 from seckill.errors import EventsTrimmed, SeckillError, UnknownSale
-from seckill.keys import shard_keys
+from seckill.keys import shard_keys, stream_key
 from seckill.sale import Sale, check_key
+from seckill.servers import OwnClient, Servers
 from seckill.stream import join_group
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    pass
 
 __all__ = ["LEASE_MS", "Runner"]
 
@@ -73,7 +75,8 @@ class Runner:
         self.turns = Turns(in_flight, pace, group)
         self.tally = Tally()
         starts = asyncio.Semaphore(STARTS)
-        self._office = Office(group, attempt, self.turns, pace, starts, give_up_s, self.tally)
+        shared = (group, attempt, self.turns, pace, starts, give_up_s, self.tally)
+        self._office = Office(*shared, replicas_of(engine.durability))
 
     def stop(self) -> None:
         """Begins the end: attempts under way are finished, and written down."""
@@ -89,20 +92,20 @@ class Runner:
         """
         for sale in self._sales:
             await self._engine.sale(sale)
-        pool = servers.connect_pool(self._engine.url, connections=CONNECTIONS, timeout_s=None)
+        where = Servers(self._engine.url, connections=CONNECTIONS, timeout_s=None)
         try:
-            await self._run(servers.connect_client(pool))
+            await self._run(where)
         finally:
-            await pool.disconnect()
+            await where.aclose()
         return self.tally
 
-    async def _run(self, client: Redis) -> None:
+    async def _run(self, where: Servers) -> None:
         tasks: dict[str, asyncio.Task[None]] = {}
         try:
             while not self._stopping.is_set():
                 for sale in await self._names():
                     if sale not in tasks:
-                        tasks[sale] = asyncio.create_task(self._serve(sale, client))
+                        tasks[sale] = asyncio.create_task(self._serve(sale, where))
                 if self._once:
                     break
                 await self._sleep(REFRESH_S)
@@ -125,7 +128,7 @@ class Runner:
             _log.warning("the list of sales can't be read: %s", error)
             return ()
 
-    async def _serve(self, sale: str, client: Redis) -> None:
+    async def _serve(self, sale: str, where: Servers) -> None:
         """One sale, again and again: whatever ends a delivery, its events are still there."""
         from redis.exceptions import RedisError
 
@@ -134,7 +137,8 @@ class Runner:
         give_up_at = asyncio.get_running_loop().time() + self._lease_ms * 1.5 / 1000
         while not self._stopping.is_set():
             try:
-                holder = await self._deliver(sale, client)
+                await where.look()
+                holder = await self._deliver(sale, where.client(stream_key(sale)))
                 if holder is None:
                     return
                 if self._once and asyncio.get_running_loop().time() >= give_up_at:
@@ -153,6 +157,7 @@ class Runner:
             except LeaseLost as error:
                 problem = str(error)
             except (RedisError, OSError, EOFError, SeckillError) as error:
+                where.lost(stream_key(sale))
                 tries += 1
                 if self._once and tries >= ONCE_TRIES:
                     with servers.our_errors():
@@ -181,18 +186,16 @@ class Runner:
                 return holder.decode(errors="replace")
         _log.info("%s, sale %s: this process has it", self._group, sale)
         # A read that blocks needs a connection of its own.
-        pool = servers.connect_pool(self._engine.url, connections=1, timeout_s=None)
-        try:
-            reader = servers.connect_client(pool)
+        async with OwnClient(self._engine.url, key, timeout_s=None) as reader:
             known = Sale.from_definition(definition)
             delivery = Delivery(self._office, known, int(origin_ms), journal, client, reader)
             self.deliveries[sale] = delivery
-            if self._stopping.is_set():
-                delivery.stop()
-            await delivery.run(once=self._once)
-        finally:
-            self.deliveries.pop(sale, None)
-            await pool.disconnect()
+            try:
+                if self._stopping.is_set():
+                    delivery.stop()
+                await delivery.run(once=self._once)
+            finally:
+                self.deliveries.pop(sale, None)
         return None
 
     async def _sleep(self, seconds: float) -> None:

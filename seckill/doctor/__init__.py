@@ -14,7 +14,6 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
-from seckill import redis as servers
 from seckill.doctor.admission import read_queue
 from seckill.doctor.finding import CHECKS, Finding, Level, Report, red
 from seckill.doctor.groups import check_groups, check_letters, count_letters, read_groups
@@ -25,7 +24,11 @@ from seckill.doctor.sale import check_sale, read_sale
 from seckill.doctor.scripts import check_scripts
 from seckill.doctor.server import check_server
 from seckill.doctor.user_keys import check_user_keys
+from seckill.durability import Durability
+from seckill.errors import RedisUnavailable
+from seckill.keys import shard_keys
 from seckill.sale import check_sale_id
+from seckill.servers import OwnClient
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -52,7 +55,7 @@ async def examine(
     sale: str,
     url: str,
     *,
-    durability: servers.Durability = "aof",
+    durability: Durability = "aof",
     workers: int = 1,
     groups: tuple[str, ...] = (),
 ) -> list[Finding]:
@@ -65,10 +68,9 @@ async def examine(
     from redis.exceptions import RedisError
 
     check_sale_id(sale, "sale")
-    pool = servers.connect_pool(url, connections=1, timeout_s=servers.CONNECT_SECONDS)
+    here = OwnClient(url, shard_keys(sale)[0])
     try:
-        async with asyncio.timeout(PATIENCE_S):
-            client = servers.connect_client(pool)
+        async with asyncio.timeout(PATIENCE_S), here as client:
             reading = await read_server(
                 client,
                 url,
@@ -80,12 +82,10 @@ async def examine(
                 findings.append(await check_scripts(client, sale))
                 findings += await _examine_sale(client, sale, reading, groups)
             return findings
-    except (TimeoutError, RedisError, OSError, EOFError) as error:
+    except (TimeoutError, RedisError, OSError, EOFError, RedisUnavailable) as error:
         said = str(error) or "no answer in time"
         seen = f"{shown_url(url)} can't be examined: {said}"
         return [red("server", seen, "start it, or check its address, user and password")]
-    finally:
-        await pool.disconnect()
 
 
 async def _examine_sale(

@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from seckill.durability import Durability
 from seckill.embedded import running_url
 from seckill.keys import PROBE, SALES, queue_keys, shard_keys
-from seckill.redis import Durability
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis

@@ -68,8 +68,8 @@ def _version(reading: Reading) -> Finding:
 
 def _role(reading: Reading) -> Finding:
     info = reading.info
-    if info.get("cluster_enabled"):
-        return red("role", "part of a cluster", "use a server of its own; clusters come later")
+    if info.get("cluster_enabled") and "+cluster://" not in reading.url:
+        return red("role", "part of a cluster", "write redis+cluster://host:port,host:port")
     if not reading.is_master:
         master = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
         return red("role", f"a {info['role']} of {master}", f"connect to the master, {master}")

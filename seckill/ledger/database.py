@@ -10,6 +10,7 @@ from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from time import monotonic
 from typing import Any, Final
 
 from sqlalchemy import URL, event, make_url
@@ -52,6 +53,7 @@ CONNECTIONS: Final = 5
 _POOL: Final = "seckill"
 CONNECT_S: Final = 5
 BUSY_MS: Final = 30_000
+_AGAIN_S: Final = 0.02
 
 
 def connect(url: str) -> AsyncEngine:
@@ -161,9 +163,23 @@ def _prepare_sqlite(connection: Any, _: object) -> None:
     cursor = connection.cursor()
     cursor.execute(f"PRAGMA busy_timeout={BUSY_MS}")
     # Readers do not wait for the writer, and a commit is on disk before it is acknowledged.
-    cursor.execute("PRAGMA journal_mode=WAL")
+    connection.run_async(_write_ahead)
     cursor.execute("PRAGMA synchronous=FULL")
     cursor.close()
+
+
+async def _write_ahead(connection: Any) -> None:
+    """Waits as any other statement does for who has the file: SQLite does not, where another
+    process that opens a new file writes to it already, because both might want to go further."""
+    end_s = monotonic() + BUSY_MS / 1000
+    while True:
+        try:
+            async with connection.execute("PRAGMA journal_mode=WAL"):
+                return
+        except sqlite3.OperationalError as error:
+            if "locked" not in str(error) or monotonic() > end_s:
+                raise
+        await asyncio.sleep(_AGAIN_S)
 
 
 class RowRefused(LedgerRefused):

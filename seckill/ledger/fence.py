@@ -14,22 +14,23 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import ColumnElement, and_, exists, func, not_, or_, select
 
-from seckill.engine import CLOCK_JUMP_MS, Engine
+from seckill.engine import Engine
 from seckill.errors import (
     InvalidInput,
     LedgerRefused,
     LedgerUnavailable,
     RedisUnavailable,
     UnknownSale,
-    UpgradeNeeded,
 )
-from seckill.keys import SALES as SALES_KEY
+from seckill.fencing import fence_sale
 from seckill.keys import shard_keys, stream_key
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
 from seckill.ledger.mark import check_mark, own
 from seckill.ledger.rows import Known, event_row, raw_of
 from seckill.ledger.tables import EVENTS, SALES
+from seckill.redis import Command
+from seckill.roll_call import call_roll
 from seckill.status import Status
 from seckill.stream import EventKind
 
@@ -37,6 +38,9 @@ __all__ = ["Fenced", "check", "check_new", "fence"]
 
 SEEN_MS: Final = 60_000
 """How old the time may get at which Redis was last seen, while nothing happens in a sale."""
+
+LEDGER_NAME: Final = "0" * 16
+"""How a ledger answers in a roll call, whichever keeper it is that answers."""
 
 ENTRY_MAX: Final = 32
 """Events that share an entry, see lua/reserve.lua."""
@@ -61,9 +65,12 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
     await own(engine, ledger)
     rows = await _rows(ledger)
     fenced: list[Fenced] = []
+    run_ids: dict[str, bytes] = {}
     for row, (header, entries) in zip(rows, await _looks(engine, rows), strict=True):
         try:
             found = await _check(engine, ledger, row, header, entries)
+            if not found and not row["is_over"]:
+                found = await _claim_if_new(engine, row, header[5], run_ids)
         except (LedgerUnavailable, LedgerRefused, RedisUnavailable):
             raise
         except Exception as error:  # noqa: BLE001 - a damaged sale must not hide the others
@@ -79,7 +86,7 @@ async def _check(
     for reply in (header, entries):
         if isinstance(reply, Exception):
             raise reply
-    sale, (seq, made, state, reason, trimmed) = row["sale"], header
+    sale, (seq, made, state, reason, trimmed, _) = row["sale"], header
     if state == b"fenced":
         return Fenced(sale, (reason or b"").decode())
     is_same = made is not None and made.decode() == row["made"]
@@ -96,6 +103,24 @@ async def _check(
             return await fence(engine, ledger, sale, made, wanted=forked)
     await _note(ledger, row, int(seq))
     return None
+
+
+async def _claim_if_new(
+    engine: Engine, row: dict[str, Any], trusted: bytes | None, run_ids: dict[str, bytes]
+) -> Fenced | None:
+    """Says in the roll call of a server that is new what the ledger has of a sale. ``run_ids`` are
+    those of the servers that were asked already."""
+    key = shard_keys(row["sale"])[0]
+    server = engine._calls.servers.address(key)
+    if server not in run_ids:
+        run_ids[server] = (await engine._calls.run_id(key)).encode()
+    if run_ids[server] in (b"", trusted):
+        return None
+    seq = max(row["last"], row["seen_seq"])
+    answer = await call_roll(
+        engine._calls, row["sale"], LEDGER_NAME, made=row["made"], seq=seq, role="ledger"
+    )
+    return Fenced(row["sale"], answer.why) if answer.status is Status.FENCED else None
 
 
 def _has(row: dict[str, Any], entries: Any) -> bool:
@@ -121,7 +146,7 @@ async def check_new(engine: Engine, ledger: Ledger, sale: str) -> None:
         row = await ledger.sale(sale)
     except UnknownSale:
         return
-    client = engine._calls.client
+    client = engine._calls.client_of(shard_keys(sale)[0])
     if await engine._calls.attempt(lambda: client.exists(shard_keys(sale)[0])):
         return
     if row["removed_at_ms"]:
@@ -147,37 +172,20 @@ async def fence(
         return None
     known: Known = await ledger.known(sale)
     last_seq = max((await ledger.last(sale))[0], row["seen_seq"])
-    definition = known.sale
-    # First, as when a sale is created. Whoever is on duty must see it, also where the list of sales
-    # was lost as well.
-    client = engine._calls.client
-    await engine._calls.attempt(lambda: client.sadd(SALES_KEY, sale))
-    status, reason, new = await engine._calls.run(
-        "fence",
-        shard_keys(sale),
-        made or b"",
-        known.made,
-        last_seq,
-        definition.definition_id,
-        definition.definition(),
+    status, reason, is_new = await fence_sale(
+        engine._calls,
+        known.sale,
         known.origin_ms,
-        definition.opens_ms,
-        definition.ends_ms,
-        definition.hold_ms,
-        definition.pay_ms,
-        definition.limit_per_order,
-        definition.limit_per_buyer,
-        definition.max_lapsed,
-        CLOCK_JUMP_MS,
-        wanted,
+        made=known.made,
+        seq=last_seq,
+        seen_made=(made or b"").decode(),
+        wanted=wanted,
     )
-    if status == Status.UPGRADE_NEEDED:
-        raise UpgradeNeeded(sale)
-    if status != Status.FENCED:
+    if status is not Status.FENCED:
         return None
-    if new:
-        _log.error("sale %s is fenced until `seckill rebuild %s`: %s", sale, sale, reason.decode())
-    return Fenced(sale, reason.decode())
+    if is_new:
+        _log.error("sale %s is fenced until `seckill rebuild %s`: %s", sale, sale, reason)
+    return Fenced(sale, reason)
 
 
 def _settled() -> ColumnElement[bool]:
@@ -229,22 +237,15 @@ async def _rows(ledger: Ledger) -> list[dict[str, Any]]:
 
 async def _looks(engine: Engine, rows: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
     """Of each sale its header, and the entry of the stream in which the ledger's last event is."""
-    if not rows:
-        return []
-    client = engine._calls.client
-
-    async def ask() -> list[Any]:
-        async with client.pipeline(transaction=False) as pipe:
-            for row in rows:
-                words = ("seq", "made", "state", "reason", "trimmed_seq")
-                pipe.execute_command("HMGET", shard_keys(row["sale"])[0], *words)
-                at_ms, last = row["at_ms"] or 0, row["last"]
-                # An entry is called by the last of its events.
-                place = (f"{at_ms}-{last}", f"{at_ms}-{last + ENTRY_MAX}")
-                pipe.execute_command("XRANGE", stream_key(row["sale"]), *place, "COUNT", 1)
-            return await pipe.execute(raise_on_error=False)
-
-    found: list[Any] = await engine._calls.attempt(ask)
+    asked: list[Command] = []
+    for row in rows:
+        words = ("seq", "made", "state", "reason", "trimmed_seq", "server")
+        asked.append(("HMGET", shard_keys(row["sale"])[0], *words))
+        at_ms, last = row["at_ms"] or 0, row["last"]
+        # An entry is called by the last of its events.
+        place = (f"{at_ms}-{last}", f"{at_ms}-{last + ENTRY_MAX}")
+        asked.append(("XRANGE", stream_key(row["sale"]), *place, "COUNT", 1))
+    found = await engine._calls.read_many(asked)
     return list(zip(found[::2], found[1::2], strict=True))
 
 

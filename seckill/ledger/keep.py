@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -122,16 +122,16 @@ class Keeper:
 
     # -- chores -------------------------------------------------------------------------------
 
-    async def _do_chores(self, client: Redis) -> None:
+    async def _do_chores(self, client_of: Callable[[str], Redis]) -> None:
         """What is to be done from time to time. One that fails is told of once and done later."""
         await self._guarded("fence", fence.check(self._engine, self.ledger))
         now_s = monotonic()
         for sale in self._runner.sales:
-            await self._guarded(f"refusals of {sale}", self._note_refusals(client, sale))
+            await self._guarded(f"refusals of {sale}", self._note_refusals(client_of(sale), sale))
         if now_s >= self._trim_at and not self._once:
             self._trim_at = now_s + TRIM_S
             for sale in self._runner.sales:
-                await self._guarded(f"trim {sale}", self._trim(client, sale))
+                await self._guarded(f"trim {sale}", self._trim(client_of(sale), sale))
         if now_s >= self._hourly_at and not self._once:
             self._hourly_at = now_s + HOUR_S
             if self._slow is None or self._slow.done():

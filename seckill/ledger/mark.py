@@ -49,7 +49,7 @@ class OtherLedger(SeckillError):
 
 async def read_mark(engine: Engine) -> Mark | None:
     """The ledger that this Redis belongs to; None as long as it belongs to none."""
-    client = engine._calls.client
+    client = engine._calls.client_of(LEDGER_MARK)
     found: bytes | None = await engine._calls.attempt(lambda: client.get(LEDGER_MARK))
     return _mark(found)
 
@@ -116,7 +116,9 @@ async def _mark_first(engine: Engine, ledger: Ledger, ours: Mark) -> Mark:
 
 
 async def _calling(engine: Engine, *words: Any) -> Any:
-    return await engine._calls.attempt(lambda: engine._calls.client.execute_command(*words))
+    return await engine._calls.attempt(
+        lambda: engine._calls.client_of(LEDGER_MARK).execute_command(*words)
+    )
 
 
 def _text(mark: Mark) -> str:

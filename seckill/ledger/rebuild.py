@@ -23,8 +23,9 @@ from typing import Any, Final
 import msgspec
 from sqlalchemy import select, update
 
-from seckill.engine import CLOCK_JUMP_MS, Engine
+from seckill.engine import Engine
 from seckill.errors import InvalidInput, LedgerUnavailable, SeckillError, UpgradeNeeded
+from seckill.fencing import CLOCK_JUMP_MS
 from seckill.keys import LEDGER_GROUP, NAMES, SALES, group_keys, refusals_key, shard_keys
 from seckill.ledger import strangers
 from seckill.ledger.database import our_errors
@@ -116,12 +117,12 @@ async def rebuild(
         remedy = "read its orders in the ledger"
         raise InvalidInput("sale", f"{sale!r} was over and was removed from Redis", remedy)
     made: bytes | None = await engine._calls.attempt(
-        lambda: engine._calls.client.hget(shard_keys(sale)[0], "made")
+        lambda: engine._calls.client_of(shard_keys(sale)[0]).hget(shard_keys(sale)[0], "made")
     )
     found = await fence(engine, ledger, sale, made, wanted=FORCED if force else "")
     if found is None:
         # A list of sales that was lost is mended even so.
-        await engine._calls.attempt(lambda: engine._calls.client.sadd(SALES, sale))
+        await engine._calls.attempt(lambda: engine._calls.client_of(SALES).sadd(SALES, sale))
         return Rebuilt(sale=sale, done=False)
     return await _Rebuild(engine, ledger, known, found.reason).run(admit=admit)
 
@@ -191,7 +192,8 @@ class _Rebuild:
             raise LedgerUnavailable(f"sale {self._sale!r} was not rebuilt: {problem}")
         # It may have been adopted by another one meanwhile.
         await check_mark(self._engine, self._ledger)
-        client, letters = self._engine._calls.client, group_keys(self._sale, LEDGER_GROUP)
+        letters = group_keys(self._sale, LEDGER_GROUP)
+        client = self._engine._calls.client_of(self._real[0])
         # Before the swap: whoever finds the sale gone on, finds it in the list of sales as well.
         await self._engine._calls.attempt(lambda: client.sadd(SALES, self._sale))
         # The ledger's dead letters are of the old stream: their orders were admitted, or are gone.
@@ -200,6 +202,10 @@ class _Rebuild:
         queue_goes_on = await keep_queue(
             self._engine, self._sale, self._bodies, nothing_lost=self._reason == FORCED
         )
+        if queue_goes_on and self._known.sale.admission is not None:
+            # A new queue says so itself, when it is opened.
+            key = self._built[0]
+            await self._engine._calls.attempt(lambda: client.hset(key, "queue", 1))
         _, seq, groups = await self._run("rebuild", (*self._real, *self._built), LEDGER_GROUP)
         await self._bring_refusals(row["refusals"])
         return msgspec.structs.replace(
@@ -221,7 +227,8 @@ class _Rebuild:
     async def _last_seq(self) -> int:
         """How far the sale is that is to be replaced: a ledger that was restored from a backup may
         never have heard of that."""
-        client, key = self._engine._calls.client, self._real[0]
+        key = self._real[0]
+        client = self._engine._calls.client_of(key)
         return int(await self._engine._calls.attempt(lambda: client.hget(key, "seq")) or 0)
 
     async def _run(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
@@ -235,14 +242,16 @@ class _Rebuild:
 
     async def _unlink(self) -> None:
         """Takes away what was built, unless it is another one's by now."""
-        client, token = self._engine._calls.client, self._token.encode()
+        token = self._token.encode()
+        client = self._engine._calls.client_of(self._real[0])
         owner = await self._engine._calls.attempt(lambda: client.hget(self._built[0], "token"))
         if owner == token:
             await self._engine._calls.attempt(lambda: client.unlink(*self._built))
 
     async def _bring_refusals(self, counts: str) -> None:
         """What was refused before the loss, as the ledger has it."""
-        client, key = self._engine._calls.client, refusals_key(self._sale)
+        key = refusals_key(self._sale)
+        client = self._engine._calls.client_of(key)
         try:
             known: Any = msgspec.json.decode(counts or "{}", type=dict[str, int])
         except msgspec.MsgspecError:
@@ -339,7 +348,12 @@ class _Rebuild:
     async def _found(self, made: str, state: str, done: Rebuilt) -> tuple[int, int]:
         """Header, stock and event; the sale's time and until when holds are spared."""
         sale, origin_ms, purses = self._known.sale, self._known.origin_ms, self._purses
-        header: list[Any] = ["made", made, "server", (await self._server())]
+        header: list[Any] = [
+            "made",
+            made,
+            "server",
+            await self._engine._calls.run_id(self._real[0]),
+        ]
         for name, value in (
             ("definition_id", sale.definition_id),
             ("definition", sale.definition().decode()),
@@ -373,10 +387,6 @@ class _Rebuild:
         seq = done.seen_seq + SEQ_GAP
         reply = await self._run("rebuild_found", self._built, seq, state, *numbers, fields)
         return reply[1], reply[2]
-
-    async def _server(self) -> str:
-        info = await self._engine._calls.attempt(lambda: self._engine._calls.client.info("server"))
-        return str(info["run_id"])
 
 
 class Overtaken(SeckillError):

@@ -27,10 +27,10 @@ async def keep_queue(engine: Engine, sale: str, details: Details, *, nothing_los
     """
     calls, keys = engine._calls, queue_keys(sale)
     names = ("commitment", "closed", "listed", "digest", "public_value", "ranked")
-    header = await calls.attempt(lambda: calls.client.hmget(keys[0], *names))
+    header = await calls.attempt(lambda: calls.client_of(keys[0]).hmget(keys[0], *names))
     if nothing_lost and await _told([text and text.decode() for text in header], details):
         return True
-    await calls.attempt(lambda: calls.client.unlink(*keys, drawing_key(sale)))
+    await calls.attempt(lambda: calls.client_of(keys[0]).unlink(*keys, drawing_key(sale)))
     return False
 
 

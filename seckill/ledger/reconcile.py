@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Final
 from seckill import redis as servers
 from seckill.engine import Engine
 from seckill.errors import UnknownSale
+from seckill.keys import stream_key
 from seckill.ledger.database import our_errors
 from seckill.ledger.drift import Drift, DriftKind, Drifts, Report
 from seckill.ledger.ledger import Ledger
@@ -39,6 +40,7 @@ from seckill.ledger.reconcile_wait import NEW_S, POLL_MAX_S, Patience
 from seckill.ledger.report import left_out
 from seckill.ledger.rows import Known
 from seckill.sale import check_sale_id
+from seckill.servers import OwnClient
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -68,15 +70,11 @@ async def reconcile(
     RedisUnavailable, LedgerUnavailable and LedgerRefused.
     """
     check_sale_id(sale, "sale")
-    pool = servers.connect_pool(engine.url, connections=2, timeout_s=servers.CONNECT_SECONDS)
-    try:
-        with servers.our_errors():
-            client = servers.connect_client(pool)
+    with servers.our_errors():
+        async with OwnClient(engine.url, stream_key(sale), connections=2) as client:
             work = _Reconciliation(engine, client, ledger, sale, fix=fix, patience_s=patience_s)
             work.told = progress or work.told
             return await work.run()
-    finally:
-        await pool.disconnect()
 
 
 class _Reconciliation:

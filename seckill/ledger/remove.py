@@ -25,7 +25,16 @@ from seckill import redis as servers
 from seckill.engine import Engine
 from seckill.errors import SeckillError
 from seckill.groups import groups
-from seckill.keys import LEDGER_GROUP, drawing_key, group_keys, queue_keys, refusals_key, shard_keys
+from seckill.keys import (
+    LEDGER_GROUP,
+    LEDGER_MARK,
+    crew_key,
+    drawing_key,
+    group_keys,
+    queue_keys,
+    refusals_key,
+    shard_keys,
+)
 from seckill.keys import SALES as SALES_KEY
 from seckill.ledger.archive import write_archive
 from seckill.ledger.database import our_errors
@@ -34,9 +43,10 @@ from seckill.ledger.mark import refuse_other
 from seckill.ledger.report import left_out
 from seckill.ledger.tables import EVENTS, SALES
 from seckill.refusals import refusals_json
+from seckill.servers import Servers
 
 if TYPE_CHECKING:
-    from redis.asyncio import Redis
+    pass
 
 __all__ = ["CannotRemove", "Removed", "remove", "remove_settled"]
 
@@ -73,14 +83,14 @@ async def remove(
     """
     row = await ledger.sale(sale)
     # Not the engine's own pool, whose connections wait without end.
-    pool = servers.connect_pool(engine.url, connections=2, timeout_s=servers.CONNECT_SECONDS)
+    where = Servers(engine.url, connections=2, timeout_s=servers.CONNECT_SECONDS)
     try:
-        client = servers.connect_client(pool)
         with servers.our_errors():
-            await refuse_other(client, ledger)
-        return await _Removal(client, ledger, row).run(archive)
+            await where.look()
+            await refuse_other(where.client(LEDGER_MARK), ledger)
+        return await _Removal(where, ledger, row).run(archive)
     finally:
-        await pool.disconnect()
+        await where.aclose()
 
 
 async def remove_settled(engine: Engine, ledger: Ledger, *, before_ms: int) -> list[Removed]:
@@ -119,8 +129,9 @@ class _Header(msgspec.Struct, frozen=True):
 class _Removal:
     """One sale's removal."""
 
-    def __init__(self, client: Redis, ledger: Ledger, row: dict[str, Any]) -> None:
-        self._client: Any = client
+    def __init__(self, where: Servers, ledger: Ledger, row: dict[str, Any]) -> None:
+        self._list: Any = where.client(SALES_KEY)
+        self._client: Any = where.client(shard_keys(row["sale"])[0])
         self._ledger = ledger
         self._row = row
         self._sale: str = row["sale"]
@@ -222,7 +233,7 @@ class _Removal:
             await self._mark(int(time.time() * 1000))
         with servers.our_errors():
             keys = await self._client.unlink(*await self._all_keys())
-            await self._client.srem(SALES_KEY, self._sale)
+            await self._list.srem(SALES_KEY, self._sale)
         return Removed(self._sale, last, int(keys), str(archive or ""))
 
     async def _mark(self, at_ms: int) -> None:
@@ -243,12 +254,14 @@ class _Removal:
                 if await self._header() == header:
                     pipe.multi()
                     pipe.execute_command("UNLINK", *keys)
-                    pipe.srem(SALES_KEY, self._sale)
                     try:
-                        unlinked, _ = await pipe.execute()
-                        return int(unlinked)
+                        [unlinked] = await pipe.execute()
                     except WatchError:
                         pass
+                    else:
+                        # A listed sale that does not exist is harmless.
+                        await self._list.srem(SALES_KEY, self._sale)
+                        return int(unlinked)
         if await self._header() is None:
             return 0  # Somebody else has removed it at the same time.
         await self._mark(0)
@@ -262,7 +275,7 @@ class _Removal:
             names |= {group["name"].decode("utf-8", "replace") for group in found}
         of_groups = [key for name in sorted(names) for key in group_keys(self._sale, name)]
         of_queue = (*queue_keys(self._sale), drawing_key(self._sale))
-        return [*self._keys, refusals_key(self._sale), *of_queue, *of_groups]
+        return [*self._keys, crew_key(self._sale), refusals_key(self._sale), *of_queue, *of_groups]
 
     def _refusal(self, problem: str) -> CannotRemove:
         return CannotRemove(self._sale, problem)

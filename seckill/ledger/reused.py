@@ -31,15 +31,9 @@ REMEDY: Final = (
 async def find(engine: Engine, rows: Iterable[dict[str, Any]]) -> set[str]:
     """Which of these sales, rows of seckill_sales, are removed and in Redis as other ones."""
     removed = [row for row in rows if row["removed_at_ms"]]
-    client, found = engine._calls.client, set()
-
-    async def ask() -> list[Any]:
-        async with client.pipeline(transaction=False) as pipe:
-            for row in removed:
-                pipe.execute_command("HGET", shard_keys(row["sale"])[0], "made")
-            return await pipe.execute(raise_on_error=False)
-
-    for row, made in zip(removed, await engine._calls.attempt(ask) if removed else (), strict=True):
+    found = set()
+    asked = [("HGET", shard_keys(row["sale"])[0], "made") for row in removed]
+    for row, made in zip(removed, await engine._calls.read_many(asked), strict=True):
         # One that is just being removed is still there, as itself.
         if isinstance(made, bytes) and made.decode() != row["made"]:
             found.add(row["sale"])

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 import msgspec
 
 from seckill import redis as servers
+from seckill.durability import replicas_of
 from seckill.engine import Engine
 from seckill.errors import (
     LedgerForked,
@@ -42,6 +43,8 @@ from seckill.ledger.membership import count_left, join, sign_off
 from seckill.ledger.reused import tell_fork
 from seckill.ledger.rows import Known, Raw
 from seckill.sale import Sale
+from seckill.servers import Servers
+from seckill.settling import read_settled
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -50,6 +53,7 @@ __all__ = ["GROUP", "LedgerRunner", "Written"]
 
 REFRESH_S: Final = 2.0
 BLOCK_MS: Final = 500
+PAUSE_S: Final = 0.05
 PATIENCE_S: Final = 5.0
 # Entries of one read, over all sales; an entry has up to 32 events.
 READ_ENTRIES: Final = 128
@@ -94,10 +98,11 @@ class LedgerRunner:
         once: bool = False,
         reclaim_ms: int = RECLAIM_MS,
         patient: bool = False,
-        chores: Callable[[Redis], Awaitable[None]] | None = None,
+        chores: Callable[[Callable[[str], Redis]], Awaitable[None]] | None = None,
     ) -> None:
         self._engine = engine
         self._ledger = ledger
+        self._where = Servers(engine.url, connections=4, timeout_s=None)
         self._sales = tuple(sales)
         self._once = once
         self._reclaim_ms = reclaim_ms
@@ -133,17 +138,17 @@ class LedgerRunner:
             except UnknownSale:
                 # One that Redis has lost is to be fenced, see the chores.
                 await self._ledger.sale(sale)
-        pool = servers.connect_pool(self._engine.url, connections=4, timeout_s=None)
-        client = servers.connect_client(pool)
         trouble_s, told = TROUBLE_MIN_S, ""
         try:
             while not self._stopping.is_set():
                 before = self.written.batches
                 try:
                     with servers.our_errors():
-                        await self._work(client)
+                        await self._where.look()
+                        await self._work()
                     break
                 except SeckillError as error:
+                    self._where.lost("")
                     is_others = isinstance(error, OtherLedger)
                     if self._once or (is_others and not self._patient):
                         raise
@@ -158,10 +163,14 @@ class LedgerRunner:
                     await self._sleep(trouble_s)
                     trouble_s = min(trouble_s * 2, TROUBLE_MAX_S)
         finally:
-            await pool.disconnect()
+            await self._where.aclose()
         return self.written
 
-    async def _work(self, client: Redis) -> None:
+    def _client(self, sale: str) -> Any:
+        """A client of the server that has this sale."""
+        return self._where.client(stream_key(sale))
+
+    async def _work(self) -> None:
         """Reads and writes until the end, or until something is wrong."""
         reading: asyncio.Task[Batch | None] | None = None
         # What an attempt that went wrong had taken is still ours.
@@ -169,8 +178,8 @@ class LedgerRunner:
         try:
             while reading is not None or not self._stopping.is_set():
                 if reading is None:
-                    await self._look_around(client)
-                    reading = asyncio.create_task(self._read(client))
+                    await self._look_around()
+                    reading = asyncio.create_task(self._read())
                 batch = await reading
                 reading = None
                 if batch is None:
@@ -178,10 +187,10 @@ class LedgerRunner:
                         break
                     continue
                 if not (self._own or self._stopping.is_set() or monotonic() >= self._refresh_at):
-                    reading = asyncio.create_task(self._read(client))
-                await self._write(client, batch)
-            self.written.left = await count_left(client, self._known if self._once else ())
-            await sign_off(client, self._known, self._name)
+                    reading = asyncio.create_task(self._read())
+                await self._write(batch)
+            self.written.left = await count_left(self._client, self._known if self._once else ())
+            await sign_off(self._client, self._known, self._name)
         finally:
             if reading is not None:
                 reading.cancel()
@@ -189,7 +198,7 @@ class LedgerRunner:
 
     # -- which sales --------------------------------------------------------------------------
 
-    async def _look_around(self, client: Redis) -> None:
+    async def _look_around(self) -> None:
         """Picks up new sales, and what else must be done from time to time."""
         if monotonic() < self._refresh_at:
             return
@@ -201,19 +210,19 @@ class LedgerRunner:
         for name in set(self._known) - set(names):
             del self._known[name]
         for name in names:
-            await self._tend(client, name)
+            await self._tend(name)
         if self._chores is not None:
-            await self._chores(client)
+            await self._chores(self._client)
         self._refresh_at = monotonic() + REFRESH_S
 
-    async def _tend(self, client: Any, name: str) -> None:
+    async def _tend(self, name: str) -> None:
         """Gets to know a sale, and tries its dead letters again. One whose keys are damaged is left
         out and holds up no other."""
         try:
             with servers.our_errors():
-                await self._know(client, name)
+                await self._know(name)
                 if known := self._known.get(name):
-                    sent = await _in_time(Letters(client, self._ledger, known).send_again())
+                    sent = await _in_time(self._letters(known).send_again())
                     self.written.events += sent
         except Exception as error:
             is_about_all = isinstance(error, (LedgerUnavailable, LedgerRefused, RedisUnavailable))
@@ -224,7 +233,8 @@ class LedgerRunner:
         else:
             self._told.pop(name, None)
 
-    async def _know(self, client: Any, name: str) -> None:
+    async def _know(self, name: str) -> None:
+        client = self._client(name)
         async with asyncio.timeout(PATIENCE_S):
             header = await client.hmget(
                 shard_keys(name)[0], "definition", "origin_ms", "made", "state"
@@ -267,7 +277,7 @@ class LedgerRunner:
 
     # -- reading ------------------------------------------------------------------------------
 
-    async def _read(self, client: Any) -> Batch | None:
+    async def _read(self) -> Batch | None:
         """The next entries: first what others have left lying, then what is new. None: nothing."""
         names = list(self._known)
         if not names:
@@ -277,32 +287,25 @@ class LedgerRunner:
         if self._own:
             first = "0"
         elif monotonic() >= self._reclaim_at:
-            claimed = await self._reclaim(client, names)
+            claimed = await self._reclaim(names)
             if claimed is not None:
                 return claimed
             self._reclaim_at = monotonic() + self._reclaim_ms / 2_000
-        count = max(4, READ_ENTRIES // len(names))
-        block = () if self._once or self._own else ("BLOCK", BLOCK_MS)
-        keys = [stream_key(name) for name in names]
-        words = ("GROUP", GROUP, self._name, "COUNT", count, *block, "STREAMS", *keys)
-        # Not redis-py's own timeout; see stream.py.
-        async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
-            reply = await client.execute_command("XREADGROUP", *words, *(first for _ in keys))
-        name_of = {key.encode(): name for key, name in zip(keys, names, strict=True)}
-        batch = batch_of({name_of[key]: entries for key, entries in reply or ()})
+        batch = batch_of(await self._read_streams(names, ">" if first == ">" else "0"))
         if batch is None and self._own:
             self._own = False
-            return await self._read(client)
+            return await self._read()
         return batch
 
-    async def _reclaim(self, client: Any, names: Sequence[str]) -> Batch | None:
+    async def _reclaim(self, names: Sequence[str]) -> Batch | None:
         """What a runner that died had taken."""
         for name in names:
             cursor: Any = b"0-0"
             while True:
                 words = (GROUP, self._name, self._reclaim_ms, cursor, "COUNT", READ_ENTRIES)
                 async with asyncio.timeout(PATIENCE_S):
-                    reply = await client.execute_command("XAUTOCLAIM", stream_key(name), *words)
+                    what = ("XAUTOCLAIM", stream_key(name), *words)
+                    reply = await self._settled(name, *what)
                 cursor = reply[0]
                 if batch := batch_of({name: reply[1]}):
                     return batch
@@ -310,19 +313,44 @@ class LedgerRunner:
                     break
         return None
 
+    async def _read_streams(self, names: Sequence[str], first: str) -> dict[str, Any]:
+        """The next entries of each sale: all in one command, which waits for something new. In a
+        cluster one command may name one sale only, so they are asked in turn, and none waits."""
+        count = max(4, READ_ENTRIES // len(names))
+        waits = not (self._once or self._own)
+        found: dict[str, Any] = {}
+        parts = [[name] for name in names] if self._where.is_cluster else [list(names)]
+        for part in parts:
+            block = ("BLOCK", BLOCK_MS) if waits and len(parts) == 1 else ()
+            keys = [stream_key(name) for name in part]
+            words = ("GROUP", GROUP, self._name, "COUNT", count, *block, "STREAMS", *keys)
+            # Not redis-py's own timeout; see stream.py.
+            async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
+                what = ("XREADGROUP", *words, *(first for _ in keys))
+                reply = await self._settled(part[0], *what)
+            name_of = {key.encode(): name for key, name in zip(keys, part, strict=True)}
+            found |= {name_of[key]: entries for key, entries in reply or ()}
+        if waits and len(parts) > 1 and not found:
+            await self._sleep(PAUSE_S)
+        return found
+
+    async def _settled(self, sale: str, *command: Any) -> Any:
+        replicas = replicas_of(self._engine.durability)
+        return await read_settled(self._client(sale), replicas, shard_keys(sale)[0], *command)
+
     # -- writing ------------------------------------------------------------------------------
 
-    async def _write(self, client: Any, batch: Batch) -> None:
+    async def _write(self, batch: Batch) -> None:
         """Writes a batch and acknowledges it. Raises LedgerUnavailable after a while."""
         here = {name: raws for name, raws in batch.raws.items() if name in self._known}
-        await self._put(client, [(self._known[name], raws) for name, raws in here.items()])
+        await self._put([(self._known[name], raws) for name, raws in here.items()])
         for name, ids in batch.entries.items():
             if name in self._known:
                 async with asyncio.timeout(PATIENCE_S):
-                    await client.xack(stream_key(name), GROUP, *ids)
+                    await self._client(name).xack(stream_key(name), GROUP, *ids)
         self.written.batches += 1
 
-    async def _put(self, client: Any, todo: list[tuple[Known, list[Raw]]]) -> None:
+    async def _put(self, todo: list[tuple[Known, list[Raw]]]) -> None:
         """Writes events; halves those that can't be written until the culprits are found."""
         todo = [(known, raws) for known, raws in todo if known.sale.id in self._known]
         if not todo:
@@ -333,22 +361,23 @@ class LedgerRunner:
         except LedgerForked as error:
             forked = f"forked: event {error.seq} is not the one that the ledger has"
             await self._leave_out(self._known[error.sale], error, forked)
-            await self._put(client, todo)
+            await self._put(todo)
         except (LookupError, ValueError, RowRefused) as error:
             if count == 1:
-                await self._give_up(client, *todo[0], error)
+                await self._give_up(*todo[0], error)
                 return
             for half in halves(todo):
-                await self._put(client, half)
+                await self._put(half)
         else:
             self.written.events += count
 
-    async def _give_up(
-        self, client: Redis, known: Known, raws: list[Raw], error: Exception
-    ) -> None:
+    def _letters(self, known: Known) -> Letters:
+        return Letters(self._client(known.sale.id), self._ledger, known)
+
+    async def _give_up(self, known: Known, raws: list[Raw], error: Exception) -> None:
         """Makes a dead letter of an event. Leaves its sale out while it has too many of them."""
         try:
-            await Letters(client, self._ledger, known).keep(raws[0], error)
+            await self._letters(known).keep(raws[0], error)
         except LettersFull as full:
             if self._once:
                 raise

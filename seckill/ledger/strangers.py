@@ -63,9 +63,15 @@ async def find(engine: Engine, real: tuple[str, ...], built: tuple[str, ...]) ->
     found: list[Stranger] = []
     while True:
         words = ("HSCAN", real[3], cursor, "COUNT", SCAN)
-        cursor, flat = await calls.attempt(partial(calls.client.execute_command, *words))
+        cursor, flat = await calls.attempt(
+            partial(calls.client_of(words[1]).execute_command, *words)
+        )
         ids = list(flat)
-        known = await calls.attempt(partial(calls.client.hmget, built[3], ids)) if ids else []
+        known = (
+            await calls.attempt(partial(calls.client_of(built[3]).hmget, built[3], ids))
+            if ids
+            else []
+        )
         for order, ours in zip(ids, known, strict=True):
             stranger = _compare(order.decode(), flat[order].decode(), ours and ours.decode())
             found += [stranger] if stranger else []
@@ -182,7 +188,9 @@ async def _attrs(engine: Engine, stream: str, wanted: set[str]) -> dict[str, str
     attrs = dict.fromkeys(wanted, "")
     while wanted:
         words = ("XRANGE", stream, start, "+", "COUNT", READ)
-        entries: Any = await calls.attempt(partial(calls.client.execute_command, *words))
+        entries: Any = await calls.attempt(
+            partial(calls.client_of(words[1]).execute_command, *words)
+        )
         for entry_id, fields in entries:
             start = "(" + entry_id.decode()
             for subject, value in zip(fields[::2], fields[1::2], strict=True):
@@ -197,10 +205,12 @@ async def _attrs(engine: Engine, stream: str, wanted: set[str]) -> dict[str, str
 async def check_definition(engine: Engine, sale: Sale, real: tuple[str, ...]) -> None:
     """Whether the orders in Redis can be compared with the ledger's. Raises NotAdmitted."""
     calls = engine._calls
-    definition = await calls.attempt(lambda: calls.client.hget(real[0], "definition_id"))
+    definition = await calls.attempt(
+        lambda: calls.client_of(real[0]).hget(real[0], "definition_id")
+    )
     if definition == sale.definition_id.encode():
         return
-    orders = await calls.attempt(lambda: calls.client.hlen(real[3]))
+    orders = await calls.attempt(lambda: calls.client_of(real[3]).hlen(real[3]))
     if orders:
         # A cart is written in the SKUs' places in the definition.
         raise NotAdmitted(

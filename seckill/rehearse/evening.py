@@ -42,7 +42,7 @@ class Moment(NamedTuple):
 
 
 class Told(NamedTuple):
-    """What the queue told a buyer at one time: how long until the call, None if never."""
+    """What the queue told a buyer at one time: how long until the call, None for no time."""
 
     position: int
     at_ms: int

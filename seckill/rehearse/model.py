@@ -58,6 +58,7 @@ class Rules(msgspec.Struct, frozen=True, kw_only=True):
     rate_per_s: int = 0
     token_life_ms: int = 0
     overbook_max: int = 1
+    each: int = 1
     joins_ms: int | None = None
     draw_ms: int = 0
 
@@ -89,6 +90,7 @@ def rules_of(sale: Sale) -> Rules:
         # As in seckill.queue: who has won a draw is called at once, and never more than can buy.
         rate_per_s=0 if admission.mode == "draw" else admission.rate_per_s,
         overbook_max=1 if admission.mode == "draw" else admission.overbook_max,
+        each=sale.units_a_buyer if admission.mode == "draw" else 1,
         token_life_ms=admission.token_life_ms,
         joins_ms=_since_opening(sale, admission.joins_at),
         draw_ms=sale.draw_ms - sale.opens_ms if admission.is_drawn else 0,
@@ -251,5 +253,6 @@ def read_span(text: str, option: str) -> int:
     length_ms = float(found[1]) * _UNIT_MS[found[2] or "s"] if found else 0
     if not 1 <= length_ms <= 7 * 86_400_000:
         problem = f"{text[:40]!r} is no time that fits"
-        raise InvalidInput(option, problem, "write a time such as 600s, 10min or 2h")
+        remedy = "write a time longer than 0, at most 7 days, such as 600s, 10min or 2h"
+        raise InvalidInput(option, problem, remedy)
     return int(length_ms)

@@ -42,25 +42,25 @@ for _, step in ipairs(known) do
   use_tokens(pace, step, uses[step.number] or 0)
   if age_step(pace, step, now_ms) then steps[#steps + 1] = step end
 end
-local count, last = 0, steps[#steps]
+local count, last, ahead = 0, steps[#steps], outlook(pace, steps, now_ms)
 if not last or now_ms - last.at_ms >= pause_ms_of(pace) then
-  count = call_count(pace, steps, now_ms, available, waiting)
+  count = call_count(pace, ahead, now_ms, available, waiting)
 end
-if count > 0 then take_step(pace, steps, now_ms, count).number = number end
+if count > 0 then take_step(pace, steps, ahead, now_ms, count).number = number end
 pace.credit = tonumber(string.format('%.3f', pace.credit))
-local live = outlook(pace, steps, now_ms)
-local reach = reach_count(pace, steps, now_ms, available + held)
-return { count, live, reach, cmsgpack.pack({ pace, steps }) }
+local reach = reach_count(pace, ahead, available + held)
+return { count, ahead.live, reach, room_of(pace, ahead, available), cmsgpack.pack({ pace, steps }) }
 """
 
 
 class Look(msgspec.Struct, frozen=True, gc=False):
-    """What a look found: how many are called now, live tokens that nobody has used, and how many
-    more can be called if every held unit comes back."""
+    """What a look found: how many are called now, live tokens that nobody has used, how many more
+    can be called if every held unit comes back, and how many the stock would let be called now."""
 
     count: int
     live: int
     reach: int
+    room: int
 
 
 @cache
@@ -84,12 +84,14 @@ class Pacer:
             "life_ms": rules.token_life_ms,
             "rate_per_s": rules.rate_per_s,
             "overbook_max": rules.overbook_max,
+            "each": rules.each,
             "used": [0] * AGES,
             "risk": [0] * AGES,
             "users": 0,
             "units": 0,
             "credit": 0,
             "paced_ms": 0,
+            "lapsed": False,
         }
         self._state, self._number = msgspec.msgpack.encode([pace, []]), 0
         if not self._sha:
@@ -105,10 +107,11 @@ class Pacer:
         used = [part for pair in uses.items() for part in pair]
         number, units = self._number + 1, sum(uses.values())
         facts = msgspec.msgpack.encode([now_ms, available, held, waiting, number, used, units])
-        count, live, reach, self._state = self._call("EVALSHA", self._sha, 0, self._state, facts)
+        reply = self._call("EVALSHA", self._sha, 0, self._state, facts)
+        count, live, reach, room, self._state = reply
         if count:
             self._number = number
-        return Look(count, live, reach)
+        return Look(count, live, reach, room)
 
     def _call(self, *command: Any) -> Any:
         with our_errors():

@@ -35,6 +35,9 @@ COLUMNS: Final = 40
 # As many points as a panel has room for; more would only make the file larger.
 _POINTS_MAX: Final = 210
 _OPENS_WIDTH: Final = 60
+# Of the 12 px that ticks are written in; letters are not all as wide.
+_LETTER_WIDTH: Final = 6.8
+_LABEL_GAP: Final = 12
 _TICKS_MS: Final = (1_000, 10_000, 60_000, 600_000, 3_600_000, 36_000_000, 360_000_000)
 _SPANS_MS: Final = (
     *(n * 1_000 for n in (1, 2, 5, 10, 20, 30, 40)),
@@ -62,6 +65,23 @@ class _Panel(msgspec.Struct, frozen=True):
 
     def y(self, value: float) -> float:
         return self.floor - PANEL_HEIGHT * min(value, self.peak) / self.peak
+
+
+class _Label(msgspec.Struct, frozen=True):
+    """A text at the foot of a panel, and about how far it reaches."""
+
+    x: float
+    text: str
+    anchor: str
+
+    @property
+    def begins(self) -> float:
+        wide = _LETTER_WIDTH * len(self.text)
+        return self.x - {"start": 0, "middle": wide / 2, "end": wide}[self.anchor]
+
+    @property
+    def ends(self) -> float:
+        return self.begins + _LETTER_WIDTH * len(self.text)
 
 
 def picture(evening: Evening, title: str, facts: Sequence[str]) -> str:
@@ -209,17 +229,19 @@ def _column(panel: _Panel, index: int, count: int) -> tuple[float, float]:
 
 
 def _arrivals(panel: _Panel, parts: list[Part]) -> str:
-    """When the buyers of some columns came. The first and the last stand at the ends."""
-    marks = []
+    """When the buyers of some columns came. The first and the last stand at the ends; one between
+    that would touch another is left out."""
+    marks, labels = [], []
     for quarter in range(5):
         index = min(quarter * len(parts) // 4, len(parts) - 1)
         at_ms = parts[-1].to_ms if quarter == 4 else parts[index].from_ms
         x = panel.left + PANEL_WIDTH * quarter / 4
-        anchor = ("start", "middle", "middle", "middle", "end")[quarter]
-        sign = "−" if at_ms < 0 else "+"
         marks.append(f'<path class="grid" d="M{x:.0f} {panel.floor}v5"/>')
-        text = f"{sign}{_short_span(abs(at_ms))}"
-        marks.append(_text(x, panel.floor + 20, text, "tick", anchor=anchor))
+        labels.append(
+            _Label(x, _at(at_ms), ("start", "middle", "middle", "middle", "end")[quarter])
+        )
+    y = panel.floor + 20
+    marks += [_text(one.x, y, one.text, "tick", anchor=one.anchor) for one in _apart(labels)]
     middle = panel.left + PANEL_WIDTH / 2
     words = "buyers in order of arrival, equally many in each column"
     marks.append(_text(middle, panel.floor + 42, words, "tick", anchor="middle"))
@@ -283,6 +305,21 @@ def _percent(value: float) -> str:
 
 def _span_of(value: float) -> str:
     return span(round(value))
+
+
+def _at(ms: int) -> str:
+    sign = "" if abs(ms) < 100 else "−" if ms < 0 else "+"
+    return f"{sign}{_short_span(abs(ms))}"
+
+
+def _apart(labels: Sequence[_Label]) -> list[_Label]:
+    """Those of a line that don't touch: the ends, and what there is room for between them."""
+    first, *between, last = labels
+    kept = [first]
+    for label in between:
+        if kept[-1].ends + _LABEL_GAP <= label.begins and label.ends + _LABEL_GAP <= last.begins:
+            kept.append(label)
+    return [*kept, last]
 
 
 def _short_span(ms: int) -> str:

@@ -12,7 +12,7 @@ from bisect import bisect_left, bisect_right
 from collections import Counter, deque
 from typing import Final, NamedTuple
 
-from seckill.eta import WINDOW_MS, eta_ms, lapse_ms, pace_per_s
+from seckill.eta import WINDOW_MS, eta_ms, pace_per_s
 from seckill.rehearse.evening import Evening, Fate, Moment, Told
 from seckill.rehearse.model import Choices, Crowd, Habits, Rules
 from seckill.rehearse.open_till import open_evening
@@ -58,6 +58,8 @@ class _Queue:
         self.patient: deque[_Visit] = deque()
         self.uses: Counter[int] = Counter()
         self.told_to = 0
+        # Since when buyers have waited without a break, as the looks have it.
+        self.busy_ms: int | None = rules.begins_ms
 
     def run(self) -> Evening:
         rules, evening = self.rules, self.evening
@@ -129,8 +131,12 @@ class _Queue:
                 now_ms, tail, self.head, evening.available, evening.held, found.live, found.reach
             )
         )
+        if tail == self.head:
+            self.busy_ms = None
+        elif self.busy_ms is None:
+            self.busy_ms = now_ms
         if self.rules.mode != "draw":
-            self._tell(now_ms, tail, self.head + found.reach)
+            self._tell(now_ms, tail, self.head + found.reach, found.room)
 
     def _call(self, now_ms: int, count: int) -> None:
         self.step += 1
@@ -145,18 +151,18 @@ class _Queue:
         self.head += count
         self.calls.append((now_ms, count))
 
-    def _tell(self, now_ms: int, tail: int, reach: int) -> None:
+    def _tell(self, now_ms: int, tail: int, reach: int, room: int) -> None:
         """Notes what the queue says to some of those who have come since the last look, unless it
         is that a unit is unlikely."""
         kept_ms = max(WINDOW_MS, self.rules.token_life_ms)
         while self.calls and self.calls[0][0] + kept_ms <= now_ms:
             self.calls.popleft()
-        called_at = [at_ms for at_ms, _ in self.calls]
-        least_ms = lapse_ms(called_at, self.rules.token_life_ms, now_ms)
-        pace = pace_per_s(self.calls, self.rules.begins_ms, now_ms, self.rules.rate_per_s)
+        began_ms = now_ms if self.busy_ms is None else self.busy_ms
+        pace = pace_per_s(self.calls, began_ms, now_ms, self.rules.rate_per_s)
         first = max(self.told_to, self.head)
         for position in range(first, min(tail, reach), max(1, (tail - first) // _TOLD_MAX)):
-            eta = eta_ms(position - self.head, pace, 0, now_ms, least_ms)
+            ahead = position - self.head
+            eta = eta_ms(ahead, pace, 0, now_ms) if ahead < room else None
             self.evening.told.append(Told(position, now_ms, eta))
         self.told_to = tail
 

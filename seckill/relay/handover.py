@@ -109,8 +109,8 @@ class Handover:
 
     async def _last(self) -> int:
         """The last event that the stream has no more."""
-        client = self._engine._calls.client
         keys = shard_keys(self._sale)
+        client = self._engine._calls.client_of(keys[0])
         lease = group_keys(self._sale, GROUP).lease
 
         async def ask() -> list[Any]:

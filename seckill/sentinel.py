@@ -1,0 +1,38 @@
+"""Who is the master, by what the sentinels say and what it says of itself."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+from seckill.address import Address, Node, spoken
+from seckill.asking import ask_all, ask_node
+from seckill.errors import RedisUnavailable
+
+__all__ = ["find_master"]
+
+
+async def find_master(address: Address) -> Node:
+    """The master that the sentinels name, if it takes itself for one. Raises RedisUnavailable.
+
+    Each failover has an epoch, which a majority of the sentinels has agreed to; so the newest one
+    is right against any number of sentinels that have not heard of it yet. Among equals most win.
+    """
+    name = address.master_name
+    # The address last: should it change in between, it comes with an epoch that is too old and
+    # loses. An old address with a new epoch would win.
+    commands = (("SENTINEL", "MASTER", name), ("SENTINEL", "GET-MASTER-ADDR-BY-NAME", name))
+    answers = await ask_all(address, address.nodes, commands, sentinels=True)
+    votes = Counter(_read(*replies) for replies in answers.values())
+    _, master = max(votes, key=lambda vote: (vote[0], votes[vote]))
+    [[role, *_]] = await ask_node(address, master, [("ROLE",)])
+    if role != b"master":
+        raise RedisUnavailable(f"{spoken(master)} is to be the master, and is not one yet")
+    return master
+
+
+def _read(master: list[Any], found: list[bytes]) -> tuple[int, Node]:
+    """The epoch and the address that one sentinel told."""
+    facts = dict(zip(master[::2], master[1::2], strict=True))
+    host, port = found
+    return int(facts[b"config-epoch"]), (host.decode(), int(port))

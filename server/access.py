@@ -73,23 +73,30 @@ class Access:
             refuse("send the header Authorization: Bearer, with a user token or an API key")
         return self.known(values[0]) or await self._verify(values[0])
 
+    def recognized(self, authorization: str) -> Caller | None:
+        """The same of a user token that can be verified with the keys that are here. Raises Problem
+        where ``identify`` would; None says nothing."""
+        proof = _proof_in(authorization)
+        if proof.startswith(PREFIX):
+            return None
+        header = _header_of(proof)
+        caller = self.known(header)
+        if caller is None:
+            verified = self._tokens.verify_now(proof)
+            caller = None if verified is None else self._remembered(header, verified)
+        return caller
+
     async def _verify(self, authorization: str) -> Caller:
-        if len(authorization) > CHARS_MAX:
-            refuse(f"it is longer than {CHARS_MAX} characters")
-        scheme, _, proof = authorization.partition(" ")
-        if scheme.lower() != _SCHEME:
-            refuse("send it as Bearer")
+        proof = _proof_in(authorization)
         if proof.startswith(PREFIX):
             caller = self._keys.find(proof)
             return refuse("nobody has this API key") if caller is None else caller
-        # "bearer" and "BEARER" mean the same and must not be remembered apart.
-        header = f"Bearer {proof}"
-        caller = self.known(header)
-        if caller is None:
-            verified = await self._tokens.verify(proof)
-            self._remember(header, verified)
-            caller = verified.caller
-        return caller
+        header = _header_of(proof)
+        return self.known(header) or self._remembered(header, await self._tokens.verify(proof))
+
+    def _remembered(self, header: str, verified: Verified) -> Caller:
+        self._remember(header, verified)
+        return verified.caller
 
     def _remember(self, header: str, verified: Verified) -> None:
         if len(self._young) >= REMEMBERED_MAX or self._young_chars > REMEMBERED_CHARS_MAX:
@@ -100,3 +107,17 @@ class Access:
     def _forget(self) -> None:
         """A key was withdrawn, and nobody knows any more who was verified with it."""
         self._old, self._young, self._young_chars = {}, {}, 0
+
+
+def _proof_in(authorization: str) -> str:
+    if len(authorization) > CHARS_MAX:
+        refuse(f"it is longer than {CHARS_MAX} characters")
+    scheme, _, proof = authorization.partition(" ")
+    if scheme.lower() != _SCHEME:
+        refuse("send it as Bearer")
+    return proof
+
+
+def _header_of(proof: str) -> str:
+    """As it is remembered: "bearer" and "BEARER" mean the same and must not be known apart."""
+    return f"Bearer {proof}"

@@ -26,6 +26,7 @@ from . import (
     orders,
     sales,
     scrape,
+    sockets,
     tickets,
 )
 from .access import Access
@@ -39,6 +40,7 @@ from .intake import INTAKE, Intake
 from .ledger import writing
 from .metrics import Metrics
 from .settings import Settings
+from .sockets import SOCKETS, Sockets
 
 __all__ = ["ROUTES", "create_app"]
 
@@ -46,6 +48,7 @@ __all__ = ["ROUTES", "create_app"]
 ROUTES: Final = (
     *orders.ROUTES,
     *tickets.ROUTES,
+    *sockets.ROUTES,
     *batch.ROUTES,
     *sales.ROUTES,
     *draws.ROUTES,
@@ -78,12 +81,14 @@ def create_app(
         engine,
         settings,
         known=access.known if identify is None else _nobody,
+        recognized=access.recognized if identify is None else _nobody,
         identify=identify or access.identify,
         gate=built_in(settings.gate) if gate is None else gate,
         metrics=metrics,
     )
 
     guard = Guard(intake)
+    buyers = Sockets(intake, guard, rechecks=identify is None)
 
     async def running(app: web.Application) -> AsyncIterator[None]:
         async with AsyncExitStack() as stack:
@@ -94,14 +99,19 @@ def create_app(
             stack.push_async_callback(metrics.aclose)
             await metrics.start(lambda: intake.in_flight, engine.now_ms)
             await stack.enter_async_context(writing(engine, settings.ledger))
+            stack.push_async_callback(buyers.aclose)
             yield
+
+    async def ending(app: web.Application) -> None:
+        await buyers.drain(settings.server.drain_s)
 
     origins = settings.server.cors_origins
     app = web.Application(
         middlewares=[cors(origins)] if origins else (), client_max_size=BATCH_BYTES_MAX
     )
-    app[INTAKE] = intake
+    app[INTAKE], app[SOCKETS] = intake, buyers
     app.cleanup_ctx.append(running)
+    app.on_shutdown.append(ending)
     app.add_routes(guard.routes(ROUTES))
     if identify is None:
         intake.hot_route = hot_route(intake, guard)

@@ -86,7 +86,7 @@ def _wish(order: BatchOrder) -> Wish:
     cart = {first.sku: first.quantity}
     for line in others:
         cart[line.sku] = cart.get(line.sku, 0) + line.quantity
-    return Wish(order.buyer, order.key, cart, order.attrs, order.token)
+    return Wish(order.buyer, order.key, cart, order.attrs, order.token or "")
 
 
 def _answer(decided: Outcome | SeckillError, lines: list[OrderLine]) -> BatchAnswer:

@@ -11,7 +11,9 @@ way, and its client would never know whether that was done.
 What of aiohttp is used here and is not documented: ``RequestHandler._waiter`` (pending while a
 connection waits for a request), ``_request_handler`` (what is called for each request),
 ``_messages`` with ``_ErrInfo`` (what was read and not answered), ``resume_reading`` with
-``_reading_paused`` and ``AppRunner._make_server``.
+``_reading_paused``, ``data_received`` with nothing (which reads what its parser has left),
+``_process_keepalive`` with ``_next_keepalive_close_time`` and ``_keepalive_timeout``, and
+``AppRunner._make_server``.
 tests/web/test_slow_clients.py fails when one of them changes.
 """
 
@@ -31,7 +33,9 @@ from aiohttp.web_protocol import _ErrInfo
 
 from .intake import INTAKE
 from .listen import BACKLOG, address_of
+from .rounds import Rounds
 from .settings import Server
+from .sockets import SOCKETS
 
 __all__ = ["Connection", "Connections", "Handler", "Runner"]
 
@@ -45,6 +49,8 @@ ACCEPT_MAX: Final = 4
 PAUSE_S: Final = 1.0
 # How long the rest of a body that was refused may take before its connection is cut.
 UNREAD_S: Final = 1.0
+# What waits for a later round of the event loop is small; whoever sends more is read at once.
+LATER_BYTES_MAX: Final = 8_192
 # Of the garbage collector, see Runner.setup.
 GC_THRESHOLDS: Final = (5_000, 10, 10)
 # What is still under way after ``drain_s`` gets this long to be cancelled in good order.
@@ -59,13 +65,18 @@ Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 class Connection(web.RequestHandler):
     """One connection."""
 
-    __slots__ = ("_broken", "_connections", "_stuck")
+    __slots__ = ("_broken", "_connections", "_early_head", "_later", "_rounds", "_stuck")
 
     def __init__(self, connections: Connections, **options: Any) -> None:
         super().__init__(connections, **options)
         self._connections = connections
+        self._rounds = connections.rounds
+        # What came when this round of the event loop had enough to do. None: it is due no turn.
+        self._later: bytes | None = None
         self._stuck: object = None
         self._broken = False
+        # Whether a part of a head came before aiohttp's handling began to wait for one.
+        self._early_head = False
 
     @property
     def waiter(self) -> Future[None] | None:
@@ -78,15 +89,84 @@ class Connection(web.RequestHandler):
         """A token of the present time in which the client does not read, or None."""
         return self._stuck
 
+    @property
+    def is_idle(self) -> bool:
+        """Whether it waits for a request of which nothing has come, as far as aiohttp was told."""
+        return self.waiter is not None and not self._later
+
     def data_received(self, data: bytes) -> None:
         """Part of asyncio.Protocol."""
+        if not data:
+            # aiohttp asks itself for what its parser has left, and goes by what it then finds.
+            self.received(data)
+        elif self._later is not None:
+            self._later += data
+            if len(self._later) > LATER_BYTES_MAX:
+                self.catch_up()
+        elif len(data) > LATER_BYTES_MAX or self._rounds.mine(self):
+            self.received(data)
+        else:
+            self._later = data
+
+    def turn(self) -> None:
+        """Part of rounds.Turn: reads what has waited."""
+        self.catch_up()
+        self._later = None
+
+    def catch_up(self) -> None:
+        """Reads what waits, before its turn. That is still to come, so that whoever sends much has
+        no more turns than others."""
+        if not self._later:
+            return
+        data, self._later = self._later, b""
+        try:
+            self.received(data)
+        except Exception:  # noqa: BLE001 - logged, and the client is told
+            # As a transport does it. The others of this round have their turn all the same.
+            _log.exception("a connection could not be read")
+            self.abort()
+
+    def eof_received(self) -> None:
+        """Part of asyncio.Protocol: what came before the end was meant."""
+        self.catch_up()
+        super().eof_received()
+
+    def connection_lost(self, exc: BaseException | None) -> None:
+        """Part of asyncio.Protocol. Nobody is there to hear an answer to what was not read."""
+        self._later = None
+        super().connection_lost(exc)
+
+    def received(self, data: bytes) -> None:
+        """Reads what has come."""
         self.parse(data)
-        waiter = self._waiter
-        if waiter is not None and not waiter.done():
-            self._connections.heads.watch(self, waiter)
+        if (waiter := self.waiter) is not None:
+            self.began(waiter)
+        elif self.is_new:
+            self.watch_soon()
+
+    @property
+    def is_new(self) -> bool:
+        """Whether nothing whole has come before aiohttp's handling waits for it. On uvloop what a
+        client sends with its connection does."""
+        return self._waiter is None and not self._messages and not self._request_in_progress
+
+    def began(self, waiter: Future[None]) -> None:
+        """A head has begun that is not whole. ``waiter`` waits for it."""
+        self._connections.heads.watch(self, waiter)
+
+    def watch_soon(self) -> None:
+        """The same, when nobody waits yet."""
+        self._early_head = True
+        # After the first step of aiohttp's handling, which was due before anything was read.
+        self._loop.call_soon(self._watch_early)
+
+    def _watch_early(self) -> None:
+        if self._early_head and (waiter := self.waiter) is not None:
+            self.began(waiter)
 
     def parse(self, data: bytes) -> None:
         """Lets aiohttp have what was read, unless it could make nothing of what was before."""
+        self._early_head = False
         if self._broken:
             return
         super().data_received(data)
@@ -95,10 +175,17 @@ class Connection(web.RequestHandler):
         if messages and type(messages[-1][0]) is _ErrInfo:
             self._broken = True
 
+    def _process_keepalive(self) -> None:
+        """Part of aiohttp's RequestHandler: closes this connection if it is idle."""
+        if self._later:
+            self._next_keepalive_close_time = self._loop.time() + self._keepalive_timeout
+        super()._process_keepalive()
+
     def resume_reading(self, resume_parser: bool = True) -> None:
         """Part of aiohttp's BaseProtocol, which is told so at the end of every body, and would go
-        and parse nothing even where nobody had paused it."""
-        if self._reading_paused:
+        and parse nothing even where nobody had paused it. Its parser stops at 32 requests, or one
+        before where a body came after its head was taken, and goes on only here."""
+        if self._reading_paused or self._messages:
             super().resume_reading(resume_parser)
 
     def pause_writing(self) -> None:
@@ -114,15 +201,22 @@ class Connection(web.RequestHandler):
 
     def refuse(self) -> None:
         """Cuts a client that does not finish the head of its request."""
+        if self._later:
+            # What waits for its turn has come in time.
+            waiter, data, self._later = self.waiter, self._later, b""
+            self.parse(data)
+            if self.waiter is not waiter:
+                return
         if self.transport is not None:
             self.transport.write(_TOO_SLOW)
         self.force_close()
 
     def abort(self) -> None:
-        """Cuts a client that does not read its answer."""
+        """Cuts a client with all that is on its way to it."""
         transport = self.transport
         self.force_close()
-        if isinstance(transport, asyncio.WriteTransport):
+        if transport is not None:
+            # uvloop's transports are asyncio's by what they can do, not by their class.
             transport.abort()
 
     def answer_by(self, handler: Handler) -> None:
@@ -206,10 +300,13 @@ class Connections(web.Server):
             keepalive_timeout=keepalive_s,
             lingering_time=UNREAD_S,
             access_log=None,
+            # Nobody reads a compressed body, and one that is none would be an error in the log.
+            auto_decompress=False,
             **options,
         )
         self._options = self._kwargs
         self._connect = connect
+        self.rounds = Rounds()
         self.heads = Watch(read_timeout_s, _waits_on, Connection.refuse)
         # No answer fills the buffers of a client that reads, so this is for those that do not.
         self.writers = Watch(keepalive_s, _is_stuck, Connection.abort)
@@ -259,7 +356,7 @@ class Connections(web.Server):
         return [each for each in self.connections if isinstance(each, Connection)]
 
     def _is_idle(self, connection: Connection) -> bool:
-        return connection.waiter is not None and connection not in self.heads
+        return connection.is_idle and connection not in self.heads
 
 
 def _waits_on(connection: Connection, waiter: object) -> bool:
@@ -368,7 +465,9 @@ class Runner(web.AppRunner):
             await site.stop()
         connections = self.server
         if isinstance(connections, Connections):
-            await connections.drain(self._options.drain_s)
+            drain_s, sockets = self._options.drain_s, self.app.get(SOCKETS)
+            told = () if sockets is None else (sockets.drain(drain_s),)
+            await asyncio.gather(connections.drain(drain_s), *told)
         await super().cleanup()
         if isinstance(connections, Connections):
             connections.stop()

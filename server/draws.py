@@ -25,7 +25,7 @@ _LINES: Final = "text/plain; charset=utf-8"
 _VALUE: Final = msgspec.json.Decoder(PublicValueRequest)
 _ON_DRAW: Final = (Status.NO_QUEUE, Status.UNKNOWN_SALE, Status.UPGRADE_NEEDED, Status.FENCED)
 _WHY: Final = {
-    Status.NO_QUEUE: "the sale's definition names no public value",
+    Status.NO_QUEUE: "its definition names no public value: nothing to hand in, it draws itself",
     Status.CONFLICT: "another value was handed in before, and it can't change",
     Status.NOT_OPEN: "the list of tickets must be closed first, and its digest published",
 }

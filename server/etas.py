@@ -63,9 +63,9 @@ class EtaErrors:
             stopped = view.refusal not in (None, Status.NOT_OPEN)
             if stopped or view.available + view.held == 0:
                 return False  # Nobody knew that it would stop.
-            if view.now_ms - told.due_ms < OVERDUE_MS:
+            if view.raw_ms - told.due_ms < OVERDUE_MS:
                 return True
-            called_ms = view.now_ms
+            called_ms = view.raw_ms
         if called_ms:
             self.seconds.add((called_ms - told.due_ms) / 1_000)
         return False

@@ -38,6 +38,10 @@ __all__ = [
     "SALE_PHASE",
     "SALE_UNITS",
     "SCRIPT_SECONDS",
+    "SOCKETS",
+    "SOCKET_ENDS",
+    "SOCKET_FRAMES",
+    "SOCKET_VERBS",
     "WORKERS",
     "WORKER_ENDS",
     "WORKER_STARTS",
@@ -101,6 +105,21 @@ LANE_FILL: Final = Family(
 IN_FLIGHT: Final = Family(
     "seckill_in_flight", "gauge", "Requests that wait for their answer.", workers="livesum"
 )
+SOCKETS: Final = Family(
+    "seckill_sockets", "gauge", "Buyers' WebSockets that are open.", workers="livesum"
+)
+SOCKET_VERBS: Final = Family(
+    "seckill_socket_verbs",
+    "counter",
+    "Messages of buyers' WebSockets that were answered.",
+    ("op", "code"),
+)
+SOCKET_FRAMES: Final = Family(
+    "seckill_socket_feed_frames", "counter", "Frames of the stock feed that were sent."
+)
+SOCKET_ENDS: Final = Family(
+    "seckill_socket_ends", "counter", "Buyers' WebSockets that ended, by reason.", ("reason",)
+)
 READY: Final = Family(
     "seckill_ready", "gauge", "1 if every worker would answer /readyz with 200.", workers="livemin"
 )
@@ -162,6 +181,7 @@ FAMILIES: Final = (
     *(ANSWERS, ANSWER_SECONDS, ORDERS, HOT_ORDERS, FAILURES),
     *(JOINS, PLACES, HOT_PLACES, ETA_ERROR),
     *(BATCH_ORDERS, SCRIPT_SECONDS, LANE_DEPTH, LANE_FILL),
+    *(SOCKETS, SOCKET_VERBS, SOCKET_FRAMES, SOCKET_ENDS),
     *(IN_FLIGHT, READY, WORKERS, WORKER_STARTS, WORKER_ENDS, LOOP_LAG, CPU, MEMORY),
     *(SALE_UNITS, SALE_ORDERS, SALE_PHASE),
     *(QUEUE_WAITING, QUEUE_CALLED, QUEUE_LAPSED, QUEUE_LIVE),

@@ -1,10 +1,10 @@
-"""The gate: what a mall may ask before it lets a buyer order, and the proof of work that is built
-in. docs/gate.md tells how to plug in another.
+"""The gate: what a mall may ask before it lets a buyer order or join a queue, and the proof of work
+that is built in. docs/gate.md tells how to plug in another.
 
 A challenge is ``<key>.<expires_s>.<bits>.<sale>.<buyer>.<mac>``: nothing of it is stored, it is
 signed with HMAC-SHA-256 and bound to its sale, its buyer and its end. The proof is
-``<challenge>:<suffix>``, whose SHA-256 begins with that many zero bits. It counts for every order
-of that buyer in that sale until it expires, so a blind retry works.
+``<challenge>:<suffix>``, whose SHA-256 begins with that many zero bits. It counts for that buyer in
+that sale until it expires, so a blind retry works.
 """
 
 from __future__ import annotations
@@ -16,15 +16,20 @@ import secrets
 from collections.abc import Iterable
 from hashlib import blake2b, sha256
 from time import monotonic, time
-from typing import Final, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 import msgspec
+from aiohttp import web
 from pydantic import SecretStr
 
 from seckill.errors import InvalidInput
 
 from . import settings
 from .problems import GATE_UNAVAILABLE, PROOF_REQUIRED, Problem
+
+if TYPE_CHECKING:
+    from .caller import Caller
+    from .intake import Intake
 
 __all__ = [
     "PROOF_HEADER",
@@ -34,6 +39,7 @@ __all__ = [
     "ProofOfWork",
     "ask",
     "built_in",
+    "pass_gate",
     "with_secret",
 ]
 
@@ -53,9 +59,9 @@ _WHERE: Final = "get a challenge from /v1/sales/{sale}/challenge, solve it, and 
 
 
 class Entry(msgspec.Struct, frozen=True, gc=False):
-    """Who wants to order: the buyer, the idempotency key, the member tier ("" if there is none),
-    the client's address, and the header Seckill-Proof ("" if there is none). The sale is what the
-    request names; it may not exist."""
+    """Who wants to order, or to join the queue: the buyer, the idempotency key ("" for who joins),
+    the member tier ("" if there is none), the client's address, and the header Seckill-Proof (""
+    if there is none). The sale is what the request names; it may not exist."""
 
     sale: str
     buyer: str
@@ -66,12 +72,23 @@ class Entry(msgspec.Struct, frozen=True, gc=False):
 
 
 class Gate(Protocol):
-    """Asked once for every order request of a buyer, retries included, and not for the mall's own
-    programs."""
+    """Asked once for every request of a buyer to order or to join a queue, retries included, and
+    not for the mall's own programs."""
 
     async def admit(self, entry: Entry) -> Problem | None:
         """None lets the buyer in, a Problem is the answer. It has a second. If it takes longer or
         raises, nobody is let in and the answer is 503: a gate that is down must not be open."""
+
+
+async def pass_gate(
+    intake: Intake, request: web.Request, caller: Caller, sale: str, key: str = ""
+) -> None:
+    """Returns if the gate, where there is one, lets this caller in. ``key`` is the order's. Raises
+    what ``ask`` raises."""
+    if intake.gate is None or not caller.buyer:
+        return
+    proof, address = request.headers.get(PROOF_HEADER, ""), intake.addresses.of(request)
+    await ask(intake.gate, Entry(sale, caller.buyer, key, caller.tier, address, proof))
 
 
 async def ask(gate: Gate, entry: Entry) -> None:
@@ -118,7 +135,7 @@ class _Complaints:
         self._unsaid += 1
         if monotonic() < self._quiet_until_s:
             return
-        _log.error("the gate failed, orders were refused: %d so far", self._unsaid, exc_info=error)
+        _log.error("the gate failed, buyers were refused: %d so far", self._unsaid, exc_info=error)
         self._unsaid = 0
         self._quiet_until_s = monotonic() + LOG_EVERY_S
 

@@ -115,7 +115,8 @@ class Guard:
         self._intake.metrics.answered(watched.verb, code, seconds)
         if response.status >= lines.from_status and not request_id:
             request_id = self._new_id()
-            lines.write(method, watched.route, request_id, response.status, code, seconds)
+            if not lines.write(method, watched.route, request_id, response.status, code, seconds):
+                request_id = ""
         if request_id and not response.prepared:
             response.headers[REQUEST_ID] = request_id
 

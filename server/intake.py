@@ -37,6 +37,7 @@ class Intake:
         settings: Settings,
         *,
         known: Callable[[str], Caller | None],
+        recognized: Callable[[str], Caller | None],
         identify: Identify,
         gate: Gate | None,
         metrics: Metrics,
@@ -45,6 +46,7 @@ class Intake:
         self.engine = engine
         self.settings = settings
         self.known = known
+        self.recognized = recognized
         self.identify = identify
         self.gate = gate
         self.metrics = metrics

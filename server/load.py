@@ -22,8 +22,8 @@ from typing import Any, Final
 import msgspec
 from pydantic import ValidationError
 
+from seckill.address import read_address
 from seckill.errors import InvalidInput
-from seckill.redis import connect_pool
 
 from .api_keys import ApiKeys
 from .describe import At, dotted, is_hidden, is_secret, is_text, names, shown, shown_url, takes
@@ -267,7 +267,7 @@ class _Draft:
         """What no single setting can tell."""
         url, ledger = settings.redis.url, settings.ledger.url
         checks: tuple[tuple[At, Callable[[], object]], ...] = (
-            (("redis", "url"), lambda: url and connect_pool(url, connections=1, timeout_s=None)),
+            (("redis", "url"), lambda: url and read_address(url)),
             (("keys",), lambda: ApiKeys(settings.keys)),
             (("gate", "secrets"), lambda: built_in(settings.gate)),
             (("webhook", "secrets"), lambda: check_signed(settings.webhook)),

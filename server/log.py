@@ -94,14 +94,14 @@ class RequestLines:
 
     def write(
         self, method: str, route: str, request_id: str, status: int, code: str, seconds: float
-    ) -> None:
-        """Writes the line of an answered request, if it gets one. ``route`` is its path as it is
-        declared, because the path itself may name an order."""
+    ) -> bool:
+        """Writes the line of an answered request, if it gets one, and says whether. ``route`` is
+        its path as it is declared, because the path itself may name an order."""
         if status < self.from_status:
-            return
+            return False
         level = logging.WARNING if status >= 500 else logging.INFO
         if not _requests.isEnabledFor(level) or self._is_too_much():
-            return
+            return False
         fields: dict[str, object] = {
             "request_id": request_id,
             "method": method if method in _METHODS else "other",
@@ -112,6 +112,7 @@ class RequestLines:
         }
         line = "%(method)s %(route)s: %(status)d %(code)s in %(ms)s ms"
         _requests.log(level, line, fields, extra=fields)
+        return True
 
     def _is_too_much(self) -> bool:
         second = int(monotonic())

@@ -35,6 +35,7 @@ from .etas import EtaErrors
 from .problems import ANSWERS as KINDS
 from .problems import BUSY, GATE_UNAVAILABLE, KEYS_UNAVAILABLE, LEDGER_UNAVAILABLE, RAISED
 from .samples import Alone, Sample, Shared, Store, as_metrics
+from .socket_end import ENDS
 
 __all__ = ["CONTENT_TYPE", "Metrics"]
 
@@ -90,7 +91,8 @@ class _Seen(NamedTuple):
 
 class Metrics:
     """The numbers of one intake in one process. It belongs to one event loop. ``hot_orders`` and
-    ``hot_places`` are what hot_route.py has answered; it counts them itself."""
+    ``hot_places`` are what hot_route.py has answered; it counts them itself, as sockets.py does
+    with ``open_sockets``, ``feed_frames`` and ``socket_ends`` (by reason)."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
@@ -98,6 +100,9 @@ class Metrics:
         self._seconds: dict[str, Histogram] = {}
         self._orders: Counter[str] = Counter()
         self.hot_orders = self.hot_places = 0
+        self.open_sockets = self.feed_frames = 0
+        self.socket_ends: Counter[str] = Counter(dict.fromkeys(ENDS, 0))
+        self._socket_verbs = {("buy", code): 0 for code in _ORDERED}
         self.etas = EtaErrors(engine)
         self._batch_orders = Histogram(SIZE_BOUNDS)
         self._script_s = Histogram(TRIP_BOUNDS_S)
@@ -123,6 +128,15 @@ class Metrics:
         """The orders of one batch were answered, one code each. An order that is a request of its
         own needs no more than ``answered``."""
         self._orders.update(codes)
+
+    def socket_answered(self, op: str, code: str) -> None:
+        """A message of a socket was answered, besides being a request that was."""
+        verbs, labels = self._socket_verbs, (op, code)
+        if labels not in verbs:
+            if len(verbs) >= SERIES_MAX:
+                labels = (OTHER, OTHER)
+            verbs.setdefault(labels, 0)
+        verbs[labels] += 1
 
     async def start(
         self, in_flight: Callable[[], int], ready: Callable[[], Awaitable[object]]
@@ -210,6 +224,12 @@ class Metrics:
             yield Sample(families.ORDERS, (code,), count)
         yield Sample(families.HOT_ORDERS, (), self.hot_orders)
         yield Sample(families.HOT_PLACES, (), self.hot_places)
+        yield Sample(families.SOCKETS, (), self.open_sockets)
+        for labels, count in self._socket_verbs.items():
+            yield Sample(families.SOCKET_VERBS, labels, count)
+        yield Sample(families.SOCKET_FRAMES, (), self.feed_frames)
+        for reason, count in self.socket_ends.items():
+            yield Sample(families.SOCKET_ENDS, (reason,), count)
         self.etas.look()
         yield Sample(families.ETA_ERROR, (), self.etas.seconds)
         for code, count in failed.items():
@@ -325,7 +345,7 @@ def _sale_samples(looks: Iterable[_Look]) -> Iterator[Sample]:
         yield Sample(families.SALE_PHASE, (now.sale, now.phase.replace(" ", "_")), 1)
         if queue is not None:
             yield Sample(families.QUEUE_WAITING, (now.sale,), queue.waiting)
-            yield Sample(families.QUEUE_CALLED, (now.sale,), queue.head)
+            yield Sample(families.QUEUE_CALLED, (now.sale,), queue.called)
             yield Sample(families.QUEUE_LAPSED, (now.sale,), queue.lapses)
             yield Sample(families.QUEUE_LIVE, (now.sale,), queue.live)
         for group in groups:

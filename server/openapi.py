@@ -21,6 +21,7 @@ from .pages import Page, etag_of, page_reply
 from .problems import ANSWERS, Kind
 from .reply import JSON, PROBLEM
 from .wire import ProblemDocument
+from .wire_socket import PROTOCOL
 
 __all__ = ["MAX_AGE_S", "ROUTES", "describe", "every_kind", "made"]
 
@@ -103,6 +104,7 @@ _SECURITY: Final[dict[str, list[dict[str, list[str]]]]] = {
     "admin": [{"key": ["admin"]}],
     "metrics": [{"key": ["metrics"]}],
 }
+_SOCKET: Final[list[dict[str, list[str]]]] = [{"user": []}]
 _SCHEMES: Final = {
     "user": {
         "type": "http",
@@ -212,14 +214,15 @@ def _operation(path: str, operation: Operation, doc: str) -> dict[str, Any]:
         content = {JSON: {"schema": _ref(operation.body)}}
         described["requestBody"] = {"required": not operation.bodiless, "content": content}
     described["responses"] = _responses(operation)
-    described["security"] = _SECURITY[operation.who]
+    # A socket is one buyer's, whom nobody else may name.
+    described["security"] = _SOCKET if operation.answer == PROTOCOL else _SECURITY[operation.who]
     return described
 
 
 def _tag_of(path: str) -> str:
     if path.startswith("/v1/admin/"):
         return "Merchant"
-    if "/orders" in path or "/challenge" in path:
+    if "/orders" in path or "/challenge" in path or path.endswith("/socket"):
         return "Orders"
     if "/tickets" in path or "/draw" in path:
         return "Queue"
@@ -239,7 +242,7 @@ def _parameters(path: str, operation: Operation) -> list[Mapping[str, Any]]:
         found.append(_KEY)
     if operation.ticketed:
         found.append(_TICKET)
-    if operation.who == "user":
+    if operation.who == "user" and operation.answer != PROTOCOL:
         found.append(_BUYER)
     if problems.PROOF_REQUIRED in operation.kinds:
         found.append(_PROOF)
@@ -253,7 +256,9 @@ def _responses(operation: Operation) -> dict[str, Any]:
     for kind in operation.good:
         by_http.setdefault(kind.http, []).append(kind)
     responses = {str(http): _good(operation, http, kinds) for http, kinds in by_http.items()}
-    if not by_http:
+    if operation.answer == PROTOCOL:
+        responses["101"] = {"description": "The WebSocket is open."}
+    elif not by_http:
         responses["200"] = _good(operation, 200, [])
     if operation.cached:
         responses["304"] = {"description": "The page you have is still the same."}

@@ -9,7 +9,7 @@ import msgspec
 from aiohttp import web
 
 from seckill.engine import Engine
-from seckill.order import Outcome, Wish
+from seckill.order import Order, Outcome, Wish
 from seckill.status import Status
 
 from .exchange import (
@@ -22,7 +22,7 @@ from .exchange import (
     reply,
     sent_by,
 )
-from .gate import PROOF_HEADER, Entry, ask
+from .gate import pass_gate
 from .operation import Operation
 from .problems import (
     ANSWERS,
@@ -44,7 +44,7 @@ from .wire import (
     order_document,
 )
 
-__all__ = ["ORDER", "ROUTES", "decide", "told", "wish_of"]
+__all__ = ["ORDER", "ROUTES", "answer_of", "decide", "found", "told", "wish_of"]
 
 ORDER: Final = msgspec.json.Decoder(OrderRequest)
 _PAYMENT: Final = msgspec.json.Decoder(PaymentRequest)
@@ -86,10 +86,7 @@ async def reserve(request: web.Request) -> web.Response:
     caller = await caller_of(request)
     buyer, key = buyer_in(request, caller), key_of(request)
     sale, body = request.match_info["sale"], await read(request, ORDER)
-    if intake.gate is not None and caller.buyer:
-        proof = request.headers.get(PROOF_HEADER, "")
-        address = intake.addresses.of(request)
-        await ask(intake.gate, Entry(sale, buyer, key, caller.tier, address, proof))
+    await pass_gate(intake, request, caller, sale, key)
     # The path that was asked has the prefix of whoever mounts us.
     return await decide(intake.engine, sale, wish_of(buyer, key, body), request.rel_url.raw_path)
 
@@ -99,7 +96,7 @@ def wish_of(buyer: str, key: str, body: OrderRequest) -> Wish:
     cart: dict[str, int] = {}
     for line in body.items:
         cart[line.sku] = cart.get(line.sku, 0) + line.quantity
-    return Wish(buyer, key, cart, body.attrs, body.token)
+    return Wish(buyer, key, cart, body.attrs, body.token or "")
 
 
 async def decide(engine: Engine, sale: str, wish: Wish, path: str) -> Reply:
@@ -118,7 +115,7 @@ def told(outcome: Outcome, wish: Wish, known: Container[str], path: str) -> Repl
     if outcome.status is Status.UNKNOWN_SKU:
         strangers = ", ".join(sku for sku in wish.items if sku not in known)
         raise Problem(ANSWERS[outcome.status], f"the sale has no {strangers}", "items")
-    return _answer(outcome, path)
+    return answer_of(outcome, path)
 
 
 @Operation(
@@ -131,7 +128,11 @@ def told(outcome: Outcome, wish: Wish, known: Container[str], path: str) -> Repl
 async def show(request: web.Request) -> web.Response:
     """Shows an order as it is now. A buyer sees only his own."""
     buyer, at = await sent_by(request), request.match_info
-    order = await request.app[INTAKE].engine.order(at["sale"], at["order"], buyer=buyer)
+    return found(await request.app[INTAKE].engine.order(at["sale"], at["order"], buyer=buyer))
+
+
+def found(order: Order | None) -> Reply:
+    """What is told of an order, None for one that is not there."""
     return refusal(Status.UNKNOWN_ORDER) if order is None else reply(order_document(order))
 
 
@@ -145,7 +146,7 @@ async def show(request: web.Request) -> web.Response:
 async def begin_payment(request: web.Request) -> web.Response:
     """Says that the buyer goes to the cashier, which gives the order a new deadline."""
     buyer, at, engine = await sent_by(request), request.match_info, request.app[INTAKE].engine
-    return _answer(await engine.begin_payment(at["sale"], at["order"], buyer=buyer))
+    return answer_of(await engine.begin_payment(at["sale"], at["order"], buyer=buyer))
 
 
 @Operation(
@@ -158,7 +159,7 @@ async def begin_payment(request: web.Request) -> web.Response:
 async def release(request: web.Request) -> web.Response:
     """Gives an unpaid order up; its units go back on sale."""
     buyer, at, engine = await sent_by(request), request.match_info, request.app[INTAKE].engine
-    return _answer(await engine.release(at["sale"], at["order"], buyer=buyer))
+    return answer_of(await engine.release(at["sale"], at["order"], buyer=buyer))
 
 
 @Operation(
@@ -178,7 +179,7 @@ async def confirm(request: web.Request) -> web.Response:
     await need_mall(request)
     at, engine = request.match_info, request.app[INTAKE].engine
     payment = (await read(request, _PAYMENT)).payment
-    return _answer(await engine.confirm(at["sale"], at["order"], payment))
+    return answer_of(await engine.confirm(at["sale"], at["order"], payment))
 
 
 @Operation(
@@ -201,10 +202,11 @@ async def refund(request: web.Request) -> web.Response:
         return_units=wish.return_units,
         return_limit=wish.return_limit,
     )
-    return _answer(outcome)
+    return answer_of(outcome)
 
 
-def _answer(outcome: Outcome, path: str = "") -> Reply:
+def answer_of(outcome: Outcome, path: str = "") -> Reply:
+    """What is told of an outcome. ``path`` is where orders live, if one may have been made."""
     order = outcome.order
     if order is None or not outcome.ok:
         return refusal(outcome.status, order)

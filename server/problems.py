@@ -126,6 +126,8 @@ ANSWERS: Final[dict[Status, Kind]] = {
         (Status.TOKEN_OTHER_BUYER, 403, "queue_token_other_buyer"),
         (Status.TOKEN_OTHER_SALE, 403, "queue_token_other_sale"),
         (Status.TOKEN_RETIRED, 403, "queue_token_retired"),
+        # The engine keeps it to itself.
+        (Status.NEW_SERVER, 503, "new_server"),
     )
 }
 
@@ -144,7 +146,7 @@ KEY_REQUIRED: Final = Kind(
     400, "idempotency_key_required", "an order needs the header Idempotency-Key"
 )
 BUYER_REQUIRED: Final = Kind(
-    400, "buyer_required", "an order needs a user token, or the header Seckill-Buyer with a key"
+    400, "buyer_required", "this needs a user token, or the header Seckill-Buyer with a key"
 )
 BODY_SLOW: Final = Kind(408, "body_slow", "the body did not arrive in time")
 NOT_FOUND: Final = Kind(404, "not_found", "there is nothing at this path")
@@ -222,14 +224,15 @@ def refusal(status: Status, order: Order | None = None) -> Reply:
 def answer_to(error: Exception, request_id: str) -> Reply:
     """The problem for whatever was raised. Nobody outside is told about a bug."""
     if isinstance(error, Problem):
-        body = _body(error.kind, detail=error.detail, field=error.field)
+        known = _PRESSED.get(error.kind.code) if error.detail is None is error.field else None
+        body = known or _body(error.kind, detail=error.detail, field=error.field)
         return _send(error.kind, body, error.retry_after_s)
     if isinstance(error, InvalidInput):
         field = _HEADERS.get(error.field, error.field)
         detail = f"{error.problem}; {error.remedy}"
         return _send(INVALID_INPUT, _body(INVALID_INPUT, detail=detail, field=field))
     if isinstance(error, Overloaded):
-        return _send(OVERLOADED, _body(OVERLOADED), -(-error.retry_after_ms // 1000))
+        return _send(OVERLOADED, _PRESSED[OVERLOADED.code], -(-error.retry_after_ms // 1000))
     kind = kind_of(error)
     response = _send(kind, _body(kind, request_id=request_id if kind is INTERNAL else None))
     if isinstance(error, web.HTTPMethodNotAllowed):
@@ -272,12 +275,13 @@ def _body(
 
 
 def _send(kind: Kind, body: bytes, retry_after_s: int = RETRY_AFTER_S) -> Reply:
-    response = Plain(body, kind.http, kind.code, media=PROBLEM)
-    if kind.http in (429, 503):
-        response.headers["Retry-After"] = str(retry_after_s)
-    elif kind.http == 401:
+    retry_after_s = retry_after_s if kind.http in (429, 503) else 0
+    response = Plain(body, kind.http, kind.code, media=PROBLEM, retry_after_s=retry_after_s)
+    if kind.http == 401:
         response.headers["WWW-Authenticate"] = "Bearer"
     return response
 
 
 _REFUSALS: Final = {status: _body(kind) for status, kind in ANSWERS.items()}
+# What is said the oftener, the less time there is to say it.
+_PRESSED: Final = {kind.code: _body(kind) for kind in (BUSY, OVERLOADED, RATE_LIMITED)}

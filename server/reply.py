@@ -28,9 +28,11 @@ _PHRASES: Final = {status.value: status.phrase for status in HTTPStatus}
 
 
 class Reply(web.Response):
-    """An answer that knows its stable code."""
+    """An answer that knows its stable code. ``is_bare`` says that it has no header of its own but
+    those that are known of it, as a plain one can tell without making them."""
 
     code = "ok"
+    is_bare = False
 
 
 class Plain(Reply):
@@ -54,6 +56,7 @@ class Plain(Reply):
         *,
         media: str = JSON,
         location: str = "",
+        retry_after_s: int = 0,
     ) -> None:
         self.code = code
         self._status = http
@@ -61,8 +64,14 @@ class Plain(Reply):
         self._body = body
         self._media = media
         self._location = location
+        self._retry_after_s = retry_after_s
         self._made: CIMultiDict[str] | None = None
         self._to: BaseRequest | None = None
+
+    @property
+    def is_bare(self) -> bool:  # type: ignore[override]
+        """Whether nobody has asked for its headers."""
+        return self._made is None
 
     @property
     def _headers(self) -> CIMultiDict[str]:  # type: ignore[override]
@@ -70,6 +79,8 @@ class Plain(Reply):
             self._made = CIMultiDict(_headers(self._media))
             if self._location:
                 self._made["Location"] = self._location
+            if self._retry_after_s:
+                self._made["Retry-After"] = str(self._retry_after_s)
         return self._made
 
     @property
@@ -117,6 +128,8 @@ class Plain(Reply):
             head = _head(self._status, self._reason, self._media)
             if self._location:
                 head += f"Location: {self._location}\r\n"
+            if self._retry_after_s:
+                head += f"Retry-After: {self._retry_after_s}\r\n"
         if closing:
             head += "Connection: close\r\n"
         now = rfc822_formatted_time()

@@ -14,6 +14,7 @@ from typing import Annotated, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr
 from yarl import URL
 
+from seckill.durability import checked_durability
 from seckill.errors import InvalidInput
 
 from .address import checked_proxy
@@ -69,6 +70,8 @@ class Server(_Section):
     """Addresses or networks whose X-Forwarded-For is believed; "unix" is our socket's users."""
     cors_origins: tuple[Annotated[str, AfterValidator(checked_origin)], ...] = ()
     """Web origins whose pages may call the buyers' endpoints; none by default."""
+    max_sockets: Annotated[int, Field(ge=1, le=1_000_000)] = 10_000
+    """Buyers' WebSockets that are open at once in one worker; one more is answered 503."""
     hot_route: bool = True
     """Answer plain orders past aiohttp's request machinery, which says the same and costs more."""
 
@@ -80,8 +83,8 @@ class Redis(_Section):
     """redis://…, rediss://… or unix://…; file:PATH if it has a password"""
     data: str = ""
     """The data directory of a server of our own, instead of a URL."""
-    durability: Literal["aof", "memory"] = "aof"
-    """memory accepts that a crash may lose acknowledged orders."""
+    durability: Annotated[str, AfterValidator(checked_durability)] = "aof"
+    """aof: an order is on disk first; replicas:N: N replicas have it; memory: a crash loses it."""
     allow_unverified: bool = False
     """Accept a managed server that hides its configuration."""
     timeout_ms: Annotated[int, Field(ge=1, le=600_000)] = 3_000
@@ -131,10 +134,12 @@ class Limits(_Section):
     """The same for one client address. Off: a mobile carrier puts thousands behind one."""
     address_burst: Annotated[int, Field(ge=1, le=100_000)] = 200
     """How many of them may come at once."""
+    buyer_sockets: Annotated[int, Field(ge=1, le=1_000)] = 4
+    """WebSockets of one buyer that are open at once; one more closes the oldest."""
 
 
 class Gate(_Section):
-    """The proof of work asked of a buyer before an order."""
+    """The proof of work asked of a buyer before an order or a ticket."""
 
     work_bits: Annotated[int, Field(ge=0, le=32)] = 0
     """Leading zero bits to find, on average 2**bits hashes; 0 asks for none."""

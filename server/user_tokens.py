@@ -7,7 +7,6 @@ and the buyer's id must be one that the engine takes.
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Callable
 from time import time
@@ -22,7 +21,7 @@ from .caller import Caller
 from .jwks import Jwks
 from .problems import KEYS_UNAVAILABLE, TOKEN_EXPIRED, UNAUTHENTICATED, Problem
 from .settings import Users
-from .user_keys import PUBLIC, Key, from_file, from_secret, signed_with
+from .user_keys import PUBLIC, Key, from_file, from_secret, signed_with, unpadded
 
 __all__ = ["UserTokens", "Verified", "refuse"]
 
@@ -40,6 +39,8 @@ class _Header(msgspec.Struct):
     kid: str = ""
     # Names extensions that must be understood. We understand none.
     crit: msgspec.Raw = msgspec.Raw()
+    # RFC 7797: whether what was signed is encoded, as that of every user token is.
+    b64: bool = True
 
 
 _HEADER: Final = msgspec.json.Decoder(_Header)
@@ -80,36 +81,48 @@ class UserTokens:
     async def verify(self, token: str) -> Verified:
         """Whom this token names. Raises Problem: UNAUTHENTICATED, TOKEN_EXPIRED, and 503 when the
         mall's keys can't be had."""
+        verified = self.verify_now(token)
+        if verified is not None:
+            return verified
+        header, jwks = _header_of(token), self._jwks
+        if jwks is not None and not jwks.fitting(header.alg, header.kid):
+            await jwks.look_again()
+            payload = _signed(token, self._fitting(header))
+            if payload is not None:
+                return self._meant(payload)
+            if not jwks.reached and not jwks.fitting(header.alg, header.kid):
+                # Nobody can tell whether that key exists, and a buyer should not have to log in
+                # again for it.
+                raise Problem(KEYS_UNAVAILABLE)
+        return self._refuse(header)
+
+    def verify_now(self, token: str) -> Verified | None:
+        """The same with the keys that are here. None: the mall may have published another one."""
         if not self._keys and self._jwks is None:
             refuse("this intake takes no user tokens, only API keys")
-        payload = await self._payload(token, _header_of(token))
+        header = _header_of(token)
+        payload = _signed(token, self._fitting(header))
+        if payload is not None:
+            return self._meant(payload)
+        jwks = self._jwks
+        if jwks and header.alg in PUBLIC and not jwks.fitting(header.alg, header.kid):
+            return None
+        return self._refuse(header)
+
+    def _refuse(self, header: _Header) -> NoReturn:
+        refuse(
+            "the signature of the user token fits none of the mall's keys"
+            if self._fitting(header)
+            else "none of the mall's keys is for the alg and kid of the user token"
+        )
+
+    def _meant(self, payload: bytes) -> Verified:
+        """Whom a payload names that was signed with one of the keys. Raises Problem."""
         try:
             claims = _CLAIMS.decode(payload)
         except (msgspec.MsgspecError, ValueError, RecursionError):
             refuse("the payload of the user token is not a JSON object")
         return self._checked(claims, time())
-
-    async def _payload(self, token: str, header: _Header) -> bytes:
-        """What was signed. Raises Problem."""
-        keys = self._fitting(header)
-        payload = _signed(token, keys)
-        jwks = self._jwks
-        if payload is None and jwks is not None and header.alg in PUBLIC:
-            if not jwks.fitting(header.alg, header.kid):
-                await jwks.look_again()
-                keys = self._fitting(header)
-                payload = _signed(token, keys)
-            if not jwks.reached and not jwks.fitting(header.alg, header.kid):
-                # Nobody can tell whether that key exists, and a buyer should not have to log in
-                # again for it.
-                raise Problem(KEYS_UNAVAILABLE)
-        if payload is None:
-            refuse(
-                "the signature of the user token fits none of the mall's keys"
-                if keys
-                else "none of the mall's keys is for the alg and kid of the user token"
-            )
-        return payload
 
     def _fitting(self, header: _Header) -> list[Key]:
         keys = [key for key in self._keys if key.fits(header.alg, header.kid)]
@@ -159,10 +172,10 @@ def _header_of(token: str) -> _Header:
         refuse("this is neither a user token (a JWT) nor an API key (sk_…)")
     encoded = found[1]
     try:
-        header = _HEADER.decode(base64.urlsafe_b64decode(encoded + "=" * (-len(encoded) % 4)))
+        header = _HEADER.decode(unpadded(encoded))
     except (msgspec.MsgspecError, ValueError, RecursionError):
         refuse("the header of the user token is not that of a JWT")
-    if header.crit:
+    if header.crit or not header.b64:
         refuse("the user token needs an extension (crit) that is unknown here")
     return header
 

@@ -58,11 +58,11 @@ encode: Final = msgspec.json.Encoder().encode
 class OrderRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=False):
     """A wish to buy. Lines of the same SKU are added up. ``attrs`` is opaque and travels in the
     event untouched, 512 bytes of UTF-8 at most. ``token`` is the buyer's turn, where the sale has a
-    queue."""
+    queue; null, as a place has it that is not called, is none."""
 
     items: Annotated[list[OrderLine], Meta(min_length=1, max_length=ITEMS_MAX)]
     attrs: Annotated[str, Meta(max_length=ATTRS_BYTES_MAX)] = ""
-    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)] = ""
+    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)] | None = ""
 
 
 class PaymentRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -87,7 +87,7 @@ class BatchOrder(msgspec.Struct, frozen=True, forbid_unknown_fields=True, gc=Fal
     key: Annotated[str, Meta(min_length=1, max_length=64, examples=["cart-81"])]
     items: Annotated[list[OrderLine], Meta(min_length=1, max_length=ITEMS_MAX)]
     attrs: Annotated[str, Meta(max_length=ATTRS_BYTES_MAX)] = ""
-    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)] = ""
+    token: Annotated[str, Meta(max_length=TOKEN_CHARS_MAX)] | None = ""
 
 
 class BatchRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -136,7 +136,8 @@ class ProblemDocument(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=T
 
 class ItemDocument(msgspec.Struct, frozen=True):
     """One SKU as a buyer sees it. The numbers of units stay with the merchant: a definition's total
-    is no longer true once stock was added, and what is left changes while it is being read."""
+    is no longer true once stock was added, and what is left changes while it is being read: a
+    feed has it (socket_feed.py)."""
 
     sku: str
     title: str

@@ -15,8 +15,11 @@ from seckill.queue import Phase, Place
 from seckill.queues import VALUE_MAX
 from seckill.sale import Sale
 
+from .user_tokens import TIER_CHARS_MAX
+
 __all__ = [
     "DrawDocument",
+    "JoinRequest",
     "JoinedDocument",
     "LeftDocument",
     "PlaceDocument",
@@ -38,6 +41,15 @@ SPREAD_MAX_MS: Final = 20_000
 STANDING_PER_S: Final = 50
 
 _OVER: Final = ("called", "lapsed", "ended")
+
+
+class JoinRequest(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """Who joins. ``tier`` is the buyer's member tier, which may weigh in a draw. Only the mall's
+    backend names it: a buyer's is in the user token."""
+
+    tier: (
+        Annotated[str, Meta(min_length=1, max_length=TIER_CHARS_MAX, examples=["gold"])] | None
+    ) = None
 
 
 class PlaceDocument(msgspec.Struct, frozen=True, gc=False):
@@ -128,13 +140,17 @@ def poll_after_ms(place: Place, sale: Sale) -> int | None:
     if phase in _OVER:
         return None
     if phase in ("joined", "drawing"):
+        if phase == "drawing" and sale.admission is not None and sale.admission.public_value:
+            return POLL_MAX_MS  # Until tonight's lottery is drawn, say.
         spread_ms = min(place.number * 1_000 // ASKED_PER_S, SPREAD_MAX_MS)
         left_ms = max(0, sale.draw_ms - place.at_ms) if phase == "joined" else 0
         return _bounded(left_ms + POLL_MIN_MS + spread_ms, POLL_MAX_MS)
     if phase == "sold_out":
         return POLL_MAX_MS
     if place.eta_ms is None:
-        wait_ms = (place.ahead or 0) * 1_000 // STANDING_PER_S
+        drawn = sale.admission is not None and sale.admission.mode == "draw"
+        # After a draw it is the units of those who stay away that call the next.
+        wait_ms = (place.ahead or 0) * 1_000 // (1 if drawn else STANDING_PER_S)
     else:
         wait_ms = place.eta_ms // ASKS
     life_ms = POLL_MAX_MS if sale.admission is None else sale.admission.token_life_ms // ASKS

@@ -34,6 +34,7 @@ from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]
 from gunicorn.errors import HaltServer  # type: ignore[import-untyped]
 from gunicorn.glogging import Logger  # type: ignore[import-untyped]
 
+from seckill.durability import fsync_of
 from seckill.embedded import EmbeddedServer, running_url
 from seckill.errors import InvalidInput, SeckillError
 from seckill.redis import ServerFacts
@@ -137,8 +138,7 @@ def _sales_server(redis: settings.Redis) -> Iterator[str]:
         # Somebody else's, who ends it.
         yield running
     else:
-        fsync = "always" if redis.durability == "aof" else "everysec"
-        with EmbeddedServer(redis.data, appendfsync=fsync) as server:
+        with EmbeddedServer(redis.data, appendfsync=fsync_of(redis.durability)) as server:
             yield server.url
 
 

@@ -26,17 +26,15 @@ Where the time of a consumer goes: while it runs, in another shell,
 
 from __future__ import annotations
 
-import os
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any, Final
 
 import msgspec
 
 from benchmarks.drainers import COPY, INSERTS, LEDGER, PROCESSES, Job, redis_client, team
-from benchmarks.machine import cpu_seconds
+from benchmarks.machine import cpu_seconds, family_seconds
 from benchmarks.plan import Plan
 from benchmarks.report import RATIO, Row, Verdict
 from benchmarks.servers import Server, directory, durability_of, running
@@ -133,7 +131,7 @@ class _Test:
 
     def _cpu_seconds(self, database: int | None) -> tuple[float, float]:
         """The database's, with all its processes, and Redis'."""
-        return _family_seconds(database) if database else 0.0, cpu_seconds(self.embedded.pid)
+        return family_seconds(database) if database else 0.0, cpu_seconds(self.embedded.pid)
 
     async def _forget_group(self, sale: _Sale) -> None:
         async with redis_client(self.embedded.url) as client:
@@ -267,23 +265,6 @@ async def _checkpoint(url: str) -> None:
         await connection.execute("CHECKPOINT")
     finally:
         await connection.close()
-
-
-def _family_seconds(pid: int) -> float:
-    """CPU time of a server with the processes that it has for its clients, also of those that have
-    ended."""
-    ticks = 0
-    for folder in Path("/proc").glob("[0-9]*"):
-        try:
-            # The name, in parentheses, may hold spaces; the fields after it are counted from 3.
-            fields = (folder / "stat").read_text("utf-8", "replace").rpartition(")")[2].split()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if folder.name == str(pid):
-            ticks += sum(int(field) for field in fields[11:15])
-        elif fields[1] == str(pid):
-            ticks += sum(int(field) for field in fields[11:13])
-    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _skipped(label: str, database: str, why: str) -> Row:

@@ -3,8 +3,9 @@
 Engine.reserve against the bare `client.evalsha` of the same reserve.lua with a batch of one, whose
 arguments are packed before the clock starts. Both through redis-py on one event loop, one server,
 one sale; call by call in the order lane, bare, bare, lane, so that neither profits from what the
-other left behind. Without AOF, and with appendfsync always, where the disk is most of a call. The
-ratio is that of the medians of each tenth of the calls.
+other left behind. Workload: the canonical orders of workload.py. Without AOF, and with appendfsync
+always, where the disk is most of a call. The ratio is that of the medians of each tenth of the
+calls.
 
     python -m benchmarks latency
 """

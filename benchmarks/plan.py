@@ -10,6 +10,7 @@ from collections.abc import Callable
 import msgspec
 
 from benchmarks.servers import Server
+from benchmarks.stolen import Stolen
 
 __all__ = ["Plan", "loop_name"]
 
@@ -20,10 +21,19 @@ def loop_name() -> str:
 
 
 class Plan(msgspec.Struct, frozen=True):
-    """``quick`` asks for tiny counts, which show that a benchmark runs and nothing else."""
+    """``quick`` asks for tiny counts, which show that a benchmark runs and nothing else; ``full``
+    for more rounds, and for every reference on every server. ``stolen`` takes slices again that
+    the machine's host has disturbed."""
 
     servers: tuple[Server, ...]
     quick: bool = False
+    full: bool = False
+    stolen: Stolen = msgspec.field(default_factory=Stolen)
+
+    @property
+    def rounds(self) -> int:
+        """How often those that are compared take their turns."""
+        return 1 if self.quick else 9 if self.full else 5
 
     def runner(self) -> asyncio.Runner:
         """A fresh event loop: uvloop's where it is installed."""

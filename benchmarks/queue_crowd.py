@@ -49,9 +49,10 @@ class _Line:
         self.joined_s = 0.0
         self.empty_bytes = used_memory(wire)
 
-    async def grow(self, count: int) -> None:
-        """Lets buyers join until so many wait, and a few more while a table is doubling."""
-        while self.crowd.count < count or _rehashes(self.wire):
+    async def grow(self, count: int, *, settle: bool = True) -> None:
+        """Lets buyers join until so many wait, and to ``settle`` a few more while a table is
+        doubling."""
+        while self.crowd.count < count or (settle and _rehashes(self.wire)):
             missing = count - self.crowd.count
             self.plan.say(f"{NAME}: {self.label}, {self.crowd.count:,} of {count:,} have joined")
             buyers = buyer_ids(min(FILL, missing) if missing > 0 else SETTLE)
@@ -63,13 +64,22 @@ class _Line:
         assert self.wire.call("HLEN", queue_keys(SALE)[1]) == self.crowd.count
 
     def memory_rows(self) -> Iterator[Row]:
-        """What Redis has allocated since nobody waited."""
+        """What Redis has allocated since nobody waited; while no table is doubling."""
+        yield self._memory(at_most=TARGET_BYTES)
+        count = self.crowd.count
+        usage = self.wire.call("MEMORY", "USAGE", queue_keys(SALE)[1], "SAMPLES", 0) / count
+        yield Row.of(NAME, self.label, "  of which the hash of tickets", "bytes", [usage])
+
+    def doubling_row(self) -> Row:
+        """The same where a table of Redis doubles, and has both the old and the new one. Valkey's
+        tables may do so elsewhere; then the note does not say so."""
+        return self._memory(note="its table is doubling" if _rehashes(self.wire) else "")
+
+    def _memory(self, *, at_most: float | None = None, note: str = "") -> Row:
         count = self.crowd.count
         grown = (used_memory(self.wire) - self.empty_bytes) / (count - FIRST)
         question = f"memory of a waiting buyer, {count:,} waiting"
-        yield Row.of(NAME, self.label, question, "bytes", [grown], at_most=TARGET_BYTES)
-        usage = self.wire.call("MEMORY", "USAGE", queue_keys(SALE)[1], "SAMPLES", 0) / count
-        yield Row.of(NAME, self.label, "  of which the hash of tickets", "bytes", [usage])
+        return Row.of(NAME, self.label, question, "bytes", [grown], at_most=at_most, note=note)
 
     async def draw_rows(self) -> list[Row]:
         """Closes the list and has it put in order, while somebody asks for a place each ms."""
@@ -136,6 +146,7 @@ class _Line:
         """Opens the sale, so that buyers are called, with a look every 200 ms."""
         self.plan.say(f"{NAME}: {self.label}, buyers are called")
         assert (await self.engine.open(SALE)).ok
+        await self.engine._roll.aclose()  # Its calls would be counted.
         looks = round(seconds / LOOK_S)
         micros: dict[str, list[float]] = {"calls": [], "only looks": []}
         moves: list[tuple[float, int]] = []
@@ -174,7 +185,8 @@ class _Line:
 
 async def fill_line(plan: Plan, label: str, embedded: EmbeddedServer) -> list[Row]:
     """The rows of this part, and the verdict on its sale."""
-    few, many = (2_000, 5_000) if plan.quick else (100_000, 1_000_000)
+    # A hash of 2,048 or 131,072 doubles.
+    few, doubling, many = (2_000, 2_100, 5_000) if plan.quick else (100_000, 133_000, 1_000_000)
     rate_per_s, seconds = (500, 1) if plan.quick else (10_000, 5)
     durability = durability_of("always")
     rows: list[Row] = []
@@ -184,9 +196,12 @@ async def fill_line(plan: Plan, label: str, embedded: EmbeddedServer) -> list[Ro
             # Connections and what they hold are there before anything is measured.
             await join_all(engine, SALE, buyer_ids(FIRST))
             line = _Line(plan, label, engine, wire)
-            for count in (few, many):
-                await line.grow(count)
-                rows += line.memory_rows()
+            await line.grow(few)
+            rows += line.memory_rows()
+            await line.grow(doubling, settle=False)
+            rows.append(line.doubling_row())
+            await line.grow(many)
+            rows += line.memory_rows()
             joined = line.crowd.count - FIRST
             rate, note = joined / line.joined_s, f"{joined:,} in {line.joined_s:.1f} s"
             rows.append(Row.of(NAME, label, "joins until all waited", "joins/s", [rate], note=note))

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 from itertools import cycle
 from math import ceil
 from pathlib import Path
@@ -68,7 +69,8 @@ class _Slice(msgspec.Struct, frozen=True):
 
 def ask_over_http(plan: Plan, label: str, embedded: EmbeddedServer) -> Iterator[Row]:
     """The intake's places against a handler that does nothing."""
-    rounds, seconds, buyers = (1, 1, 4_000) if plan.quick else (5, 3, 20_000)
+    seconds, buyers = (1, 4_000) if plan.quick else (3, 20_000)
+    rounds = plan.rounds
     with ExitStack() as stack:
         wire = stack.enter_context(Wire(embedded))
         files = Path(stack.enter_context(TemporaryDirectory(prefix="seckill-bench-")))
@@ -93,7 +95,8 @@ def ask_over_http(plan: Plan, label: str, embedded: EmbeddedServer) -> Iterator[
         for turn in range(rounds):
             for who in list(servers)[:: -1 if turn % 2 else 1]:
                 plan.say(f"{NAME}: {label}, places over HTTP, round {turn + 1} of {rounds}, {who}")
-                found[who].append(_slice(servers[who], files, wire, seconds))
+                slice_ = plan.stolen.least(partial(_slice, servers[who], files, wire, seconds))
+                found[who].append(slice_)
     yield from _rows(label, found)
     with plan.runner() as runner:
         durability = durability_of("always")

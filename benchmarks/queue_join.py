@@ -28,7 +28,7 @@ OURS, PATTERN = "Engine.queue.join", "join_one.lua"
 
 async def compare_joins(plan: Plan, label: str, embedded: EmbeddedServer) -> list[Row]:
     """The rows of this part, and the verdict on its last sale."""
-    rounds, buyers = (1, 20_000) if plan.quick else (5, 300_000)
+    rounds, buyers = plan.rounds, 20_000 if plan.quick else 300_000
     callers, slice_s = (16, 0.02) if plan.quick else (256, 0.2)
     test = _Test(embedded, durability_of("always"), buyer_ids(buyers), callers, slice_s)
     parts: dict[str, list[_Part]] = {way: [] for way in _WAYS}

@@ -26,8 +26,8 @@ from typing import Final
 
 import msgspec
 
-from benchmarks.drain import _databases, _family_seconds, _wish
-from benchmarks.machine import cpu_seconds
+from benchmarks.drain import _databases, _wish
+from benchmarks.machine import cpu_seconds, family_seconds
 from benchmarks.plan import Plan
 from benchmarks.report import Row, Verdict
 from benchmarks.servers import Server, directory, durability_of, running
@@ -121,7 +121,7 @@ async def _keep(engine: Engine, ledger: object, sale: str) -> None:
 
     assert isinstance(ledger, Ledger)
     await adopt(engine, ledger)
-    await engine._calls.client.xgroup_destroy(stream_key(sale), "ledger")
+    await engine._calls.client_of("sk:sales").xgroup_destroy(stream_key(sale), "ledger")
     await LedgerRunner(engine, ledger, sales=[sale], once=True).run()
 
 
@@ -132,7 +132,7 @@ async def _lose_and_rebuild(
     from seckill.ledger.rebuild import rebuild
 
     assert isinstance(ledger, Ledger)
-    await engine._calls.client.execute_command("FLUSHALL", "SYNC")
+    await engine._calls.client_of("sk:sales").execute_command("FLUSHALL", "SYNC")
     before = _cpu(embedded, book)
     began_s = perf_counter()
     done = await rebuild(engine, ledger, NAME)
@@ -146,7 +146,7 @@ async def _lose_and_rebuild(
 
 def _cpu(embedded: EmbeddedServer, book: _Book) -> tuple[float, float, float]:
     """As in PARTS. SQLite is a part of this process."""
-    database = _family_seconds(book.pid) if book.pid else 0.0
+    database = family_seconds(book.pid) if book.pid else 0.0
     return process_time(), cpu_seconds(embedded.pid), database
 
 

@@ -3,16 +3,27 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from pathlib import Path
 from statistics import median
 from typing import Any, Final, Self
 
 import msgspec
 
-__all__ = ["Row", "Verdict", "markdown", "render"]
+from seckill.errors import InvalidInput
+
+__all__ = [
+    *("Report", "Row", "Verdict", "broken", "encode", "markdown", "read", "render", "summed"),
+    "unjudged",
+]
 
 RATIO: Final = "×"
+# The question of a row that has no figure to give: whether the sales kept their promises, and
+# whether a benchmark came to its end.
+VERIFY: Final = "verify"
+RUN: Final = "the whole benchmark"
 # A ratio whose highest and lowest sample lie further apart than this says nothing.
 NOISE_MAX: Final = 2.0
 _TITLES: Final = ("benchmark", "server", "question", "median", "range", "n", "target", "verdict")
@@ -53,10 +64,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
         *,
         at_most: float | None = None,
         at_least: float | None = None,
+        spread: tuple[float, float] | None = None,
         note: str = "",
     ) -> Self:
-        """A row of these samples. The median decides whether it meets its target."""
-        middle, low, high = median(values), min(values), max(values)
+        """A row of these samples. The median decides whether it meets its target. Its range is that
+        of the samples, or ``spread``, in which the median is almost certain to be; the note
+        must say how certain. A ratio of too wide a range is no figure, unless all of
+        that ``spread`` is on one side of the target."""
+        middle, (low, high) = median(values), spread or (min(values), max(values))
         verdict, target = Verdict.INFO, "–"
         if at_most is not None:
             target = f"≤ {_number(at_most)}"
@@ -65,7 +80,11 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
             target = f"≥ {_number(at_least)}"
             verdict = Verdict.MET if middle >= at_least else Verdict.MISSED
         shown: tuple[float | None, float | None, float | None] = (middle, low, high)
-        if unit == RATIO and high > NOISE_MAX * low:
+        is_decided = spread is not None and (
+            (at_most is not None and not low <= at_most < high)
+            or (at_least is not None and not low < at_least <= high)
+        )
+        if unit == RATIO and high > NOISE_MAX * low and not is_decided:
             verdict, shown = Verdict.NOISY, (None, None, None)
         return cls(
             benchmark=benchmark,
@@ -127,11 +146,71 @@ def _number(value: float) -> str:
     return "0" if text in ("-0", "0.0") else text
 
 
-def markdown(facts: dict[str, Any], rows: Iterable[Row]) -> str:
-    """The report as Markdown."""
+class Report(msgspec.Struct, frozen=True):
+    """What a run has found, and the facts about the run that stand above it."""
+
+    facts: dict[str, str]
+    rows: list[Row]
+
+
+def broken(rows: Iterable[Row]) -> list[Row]:
+    """The rows that make a report worthless: a broken promise, a benchmark without an end."""
+    good = {VERIFY: (Verdict.MET,), RUN: (Verdict.MET, Verdict.INFO)}
+    return [row for row in rows if row.question in good and row.verdict not in good[row.question]]
+
+
+def summed(checked: Sequence[Row]) -> Row:
+    """One row for several sales that were verified: the first that broke a promise, or all."""
+    for row in checked:
+        if row.verdict is not Verdict.MET:
+            return row
+    counts = [re.search(r"([\d,]+) orders", row.note) for row in checked]
+    orders = sum(int(found[1].replace(",", "")) for found in counts if found)
+    note = f"{len(checked)} sales, {orders:,} orders"
+    return msgspec.structs.replace(checked[0], note=note)
+
+
+def unjudged(rows: Iterable[Row]) -> list[Row]:
+    """The rows of a run whose figures say nothing: nobody is to read a target into them. Whether
+    promises were kept and what has failed is as true as ever."""
+    return [row if row.question in (VERIFY, RUN) else _unjudged(row) for row in rows]
+
+
+def _unjudged(row: Row) -> Row:
+    found = msgspec.structs.replace(row, target="–", verdict=Verdict.INFO)
+    if not row.values:
+        return found
+    middle, low, high = median(row.values), min(row.values), max(row.values)
+    return msgspec.structs.replace(found, median=middle, low=low, high=high)
+
+
+def encode(facts: dict[str, Any], rows: Iterable[Row]) -> bytes:
+    """The report as JSON, a line a row. The disk is told by its speed, not by its place, which is
+    nobody's business who gets this file."""
+    told = facts | {"disk": facts["disk"].rpartition(": ")[2]} if "disk" in facts else facts
+    head = msgspec.json.encode(told).removesuffix(b"}")
+    lines = b",\n".join(msgspec.json.encode(row) for row in rows)
+    return head + (b"," if told else b"") + b'"rows":[\n' + lines + b"\n]}\n"
+
+
+def read(path: Path) -> Report:
+    """A report that ``encode`` has written. Raises InvalidInput."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=dict[str, Any])
+        rows = msgspec.convert(found.pop("rows"), list[Row])
+        return Report(msgspec.convert(found, dict[str, str]), rows)
+    except (OSError, KeyError, msgspec.MsgspecError) as error:
+        remedy = "give what `python -m benchmarks --json FILE` has written"
+        raise InvalidInput(str(path), f"is no report of benchmarks ({error})", remedy) from None
+
+
+def markdown(facts: dict[str, Any], rows: Iterable[Row], pictures: Iterable[str] = ()) -> str:
+    """The report as Markdown. ``pictures`` are the names of files that lie beside it."""
     lines = [f"- {name}: {value}" for name, value in facts.items()]
     lines += ["", "| " + " | ".join(_TITLES) + " |", "|" + " --- |" * len(_TITLES)]
     lines += ["| " + " | ".join(row.cells()) + " |" for row in rows]
+    for name in pictures:
+        lines += ["", f"![{Path(name).stem.replace('-', ' ')}]({name})"]
     return "\n".join(lines)
 
 

@@ -1,7 +1,7 @@
 --[[
 reserve_one: the common pattern, one order a call, as a good engineer of that pattern writes it: the
 checks and the writes of reserve.lua for a cart of one SKU, and nothing that serves batches.
-Only `benchmarks/lane.py` runs it.
+`benchmarks/lane.py` and the references run it.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] events
 ARGV     [1] order id  [2] buyer  [3] SKU index  [4] quantity  [5] not_after ms  [6] attrs' hash

@@ -7,6 +7,7 @@ the crash tests start themselves.
 
 from __future__ import annotations
 
+import signal
 import subprocess
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -15,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from hypothesis import HealthCheck, settings
 
 from seckill.embedded import EmbeddedServer, find_server
 from seckill.engine import Engine
@@ -24,54 +26,97 @@ from seckill.sale import Sale
 from seckill.status import Status
 from tests.support import async_client, make_sale
 
-# The files that take longest, the longest first, by what they took on two cores.
+# The files that take longest, the longest first, by what they took side by side on two cores.
 LONG = (
-    "packaging/test_packaging.py",
-    "properties/test_engine_twin.py",
-    "ledger/test_runner.py",
     "unit/test_benchmarks.py",
-    "properties/test_mutations.py",
+    "packaging/test_packaging.py",
     "ledger/test_guides.py",
-    "packaging/test_deploy.py",
-    "ledger/test_ledger_faults.py",
+    "cli/test_damage.py",
+    "web/test_ledger.py",
+    "ledger/test_ledger.py",
     "cli/test_demo.py",
-    "integration/test_doctor.py",
-    "integration/test_relay.py",
-    "ledger/test_reconcile_redis.py",
-    "ledger/test_whose_ledger.py",
-    "ledger/test_reconcile.py",
+    "cli/test_sales.py",
     "cli/test_bad_input.py",
     "cli/test_ledger.py",
+    "ledger/test_runner.py",
     "web/test_metrics.py",
-    "web/test_ledger.py",
-    "web/test_run.py",
-    "ledger/test_rebuild_cut_off.py",
-    "cli/test_ledger_life.py",
-    "cli/test_relay.py",
-    "web/test_workers.py",
-    "web/test_flood.py",
-    "faults/test_crash.py",
-    "web/test_examples.py",
+    "integration/test_doctor.py",
+    "web/test_evening.py",
+    "lua/test_queue_no_shows.py",
+    "integration/test_relay.py",
+    "packaging/test_deploy.py",
     "unit/test_docs.py",
-    "unit/test_limits.py",
-    "ledger/test_letters.py",
-    "ledger/test_rebuild.py",
-    "cli/test_orders.py",
+    "ledger/test_ledger_faults.py",
+    "properties/test_hot_route.py",
+    "web/test_hot_route_connection.py",
+    "ledger/test_reconcile.py",
+    "ledger/test_reconcile_running.py",
+    "cli/test_queue.py",
     "integration/test_embedded.py",
-    "web/test_hot_route.py",
-    "integration/test_sync.py",
+    "packaging/test_alerts.py",
+    "properties/test_queue_twin.py",
+    "lua/test_queue_damage.py",
+    "web/test_hot_route_rules.py",
     "cli/test_serve.py",
-    "cli/test_top.py",
-    "cli/test_pause.py",
-    "unit/test_api_doc.py",
-    "ledger/test_migrations.py",
+    "properties/test_engine_twin.py",
+    "cli/test_rehearse.py",
+    "unit/test_open_loop.py",
+    "ledger/test_whose_ledger.py",
+    "web/test_hot_route_aiohttp.py",
+    "unit/test_rehearse.py",
+    "cli/test_reconcile.py",
+    "ledger/test_ledger_errors.py",
+    "cli/test_rebuild.py",
+    "references/test_references.py",
+    "ledger/test_export.py",
+    "web/test_workers.py",
+    "cli/test_relay.py",
+    "web/test_flood.py",
+    "ledger/test_letters.py",
+    "cli/test_doctor.py",
+    "ledger/test_remove.py",
+    "faults/test_crash.py",
+    "faults/test_load.py",
+    "faults/test_topologies.py",
+    "faults/test_servers.py",
+    "faults/test_chaos.py",
+    "integration/test_fencing.py",
+    "ledger/test_reconcile_redis.py",
+    "unit/test_arrivals.py",
+    "web/test_examples.py",
+    "cli/test_keys.py",
+    "properties/test_mutations.py",
+    "cli/test_ledger_life.py",
+    "cli/test_groups.py",
+    "unit/test_draw.py",
+    "ledger/test_reconcile_forged.py",
+    "integration/test_lane_late.py",
+    "web/test_gate.py",
+    "ledger/test_databases.py",
+    "integration/test_consumer.py",
+    "integration/test_events.py",
 )
 
 
+# Hypothesis fails a test whose examples take long, and on a busy machine any may. Whatever else the
+# profile says that is in force (there is one for CI) stays.
+settings.register_profile(
+    "patient",
+    settings(),
+    deadline=None,
+    suppress_health_check=[*settings().suppress_health_check, HealthCheck.too_slow],
+)
+settings.load_profile("patient")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Keeps pytest-xdist from sorting files by how many tests they have: the longest have few."""
+    """Keeps pytest-xdist from sorting files by how many tests they have: the longest have few. And
+    Ctrl-C works, also where a script runs the tests in the background: its shell has them, and all
+    they start, ignore SIGINT."""
     if hasattr(config.option, "loadscopereorder"):
         config.option.loadscopereorder = False
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

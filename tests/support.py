@@ -19,6 +19,7 @@ __all__ = [
     "HOUR_MS",
     "Dump",
     "async_client",
+    "be_unaware",
     "dump",
     "make_item",
     "make_sale",
@@ -127,3 +128,8 @@ def _dump_key(client: redis.Redis, key: str) -> Any:
         case b"none":
             return None
     raise AssertionError(f"{key} is a {kind!r}")
+
+
+def be_unaware(engine: Engine, sale: str) -> None:
+    """From now on this engine is like one that was started since: nobody here was told anything."""
+    engine._calls.home(shard_keys(sale)[0]).told.forget()

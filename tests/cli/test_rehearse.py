@@ -86,11 +86,27 @@ def test_on_a_server_that_is_named(
     assert client.dbsize() == keys
 
 
+def test_units_that_are_left(folder: Path) -> None:
+    (folder / "came.csv").write_text("-39.8\n-0.05\n0\n0.05\n3\n", encoding="utf-8")
+    ran = rehearse(folder, "--arrival", "came.csv", "--alone")
+    assert re.search(r"(?m)^sold out +units left at the end · never sold out$", ran.out)
+    # Nobody wants to be told of the millisecond before the opening.
+    assert re.findall(r"(?m)^(\S.* … .*? s) ", ran.out) == [
+        "−39.8 s … −39.8 s",
+        *["0 s … 0 s"] * 3,
+        "+3 s … +3 s",
+    ]
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [
         (("--arrival", "slowly"), "--arrival: 'slowly' is unknown; write rush, even:600s or"),
         (("--arrival", "even:soon"), "--arrival: 'soon' is no time that fits"),
+        (
+            ("--arrival", "even:0"),
+            "--arrival: '0' is no time that fits; write a time longer than 0",
+        ),
         (("--arrival", "none.csv"), "--arrival: none.csv cannot be read: No such file"),
         (("--show-up", "70"), "--show-up: 70 is no share"),
         (("--order-after", "-1"), "--order-after: '-1' is no time that fits"),

@@ -184,17 +184,19 @@ def test_settings_are_shown(tmp_path: Path) -> None:
     config = tmp_path / "seckill.toml"
     config.write_text(f'[server]\nport = 5\n[users]\nsecrets = ["{secret}"]\n')
     config.chmod(0o644)
-    shown = run_seckill("settings", "--config", str(config), cwd=tmp_path, SECKILL_REDIS="unix://s")
+    shown = run_seckill(
+        "settings", "--config", str(config), cwd=tmp_path, SECKILL_REDIS="unix:///s"
+    )
     assert shown.code == 0
     assert "chmod o-r" in shown.err
     lines = {line.split()[0]: " ".join(line.split()[1:]) for line in shown.out.splitlines()}
     assert lines["server.port"].startswith("5 ")
     assert lines["server.host"] == '"127.0.0.1" default'
-    assert lines["redis.url"] == '"unix://s" SECKILL_REDIS'
+    assert lines["redis.url"] == '"unix:///s" SECKILL_REDIS'
     assert lines["users.secrets"].startswith("1 secret ")
     config.chmod(0o600)
     check = ("settings", "--check", str(config))
-    checked = run_seckill(*check, cwd=tmp_path, SECKILL_REDIS="unix://s")
+    checked = run_seckill(*check, cwd=tmp_path, SECKILL_REDIS="unix:///s")
     assert (checked.code, checked.err) == (0, "")
     assert "is in order; 3 of " in " ".join(checked.out.split())
     checked = run_seckill(*check, cwd=tmp_path)

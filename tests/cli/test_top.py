@@ -101,10 +101,10 @@ async def test_which_sales_are_shown(hall: EmbeddedServer) -> None:
                 created.id,
             ]
             # A damaged one comes first, and hides no other.
-            await engine._calls.client.delete(shard_keys(later.id)[0])
-            await engine._calls.client.set(shard_keys(later.id)[0], "x")
-            await engine._calls.client.delete(shard_keys(paused.id)[4])
-            await engine._calls.client.set(shard_keys(paused.id)[4], "x")
+            await engine._calls.client_of("sk:sales").delete(shard_keys(later.id)[0])
+            await engine._calls.client_of("sk:sales").set(shard_keys(later.id)[0], "x")
+            await engine._calls.client_of("sk:sales").delete(shard_keys(paused.id)[4])
+            await engine._calls.client_of("sk:sales").set(shard_keys(paused.id)[4], "x")
             views = {view.id: view.problem for view in (await watcher.look()).sales}
             assert list(views) == [later.id, selling.id, paused.id, created.id]
             assert "WRONGTYPE" in views[later.id]

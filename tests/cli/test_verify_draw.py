@@ -70,7 +70,11 @@ def test_command_proves(run: Callable[..., Ran], made: MadeDraw) -> None:
     ]
     data = json.loads(run(*noted, "--winners", "2", "--json").out)
     assert (data["ok"], data["winners"]) == (True, order[:2])
-    assert data["compared"] == {"commitment": True, "digest": True}
+    assert data["compared"] == {"commitment": True, "digest": True, "public_value": False}
+    assert run(*noted, "--public-value", "03 07 12").code == 0
+    other = run(*noted, "--public-value", "03 07 13")
+    assert other.code == 1
+    assert "published_value: draw.json has the public value '03 07 12'" in other.out + other.err
 
 
 def test_command_says_what_it_could_not_compare(run: Callable[..., Ran], made: MadeDraw) -> None:
@@ -115,7 +119,10 @@ def test_command_is_too_early(run: Callable[..., Ran], made: MadeDraw) -> None:
         (("--buyer", "b"), "--salt: is missing"),
         (("--salt", "00" * 16), "--buyer: is missing"),
         (("--buyer", "a b", "--salt", "00" * 16), "--buyer: 'a b' holds ' '"),
-        (("--buyer", "b", "--salt", "00" * 15), "--salt: "),
+        (
+            ("--buyer", "b", "--salt", "0x"),
+            "--salt: '0x' is not 32 digits of 0-9 a-f; write it as join",
+        ),
     ],
 )
 def test_command_refuses(words: tuple[str, ...], text: str, run: Callable[..., Ran]) -> None:

@@ -1,31 +1,54 @@
 """Decides whether what a server holds fits what its callers were told.
 
-    History   every call and its answer, as the callers logged them
-    Observed  the server's keys at one moment, read raw and without the engine
-    check     both together: valid, invalid with the problems, or unknown
+    History    every call and its answer, as any number of load processes logged them (history.py)
+    Observed   the server's keys at one moment, read raw and without the engine (observed.py)
+    the ledger's rows and the consumers' logs, where there are any (checker_witness.py)
+    check      all of them together: valid, invalid with the problems, or unknown with the reasons
 
-It shares no code with the engine but the names of the keys, and replays the events with a twin of
-a few lines. It knows sales without refunds, stock changes and late payments; the rest is unknown.
+It shares no code with the engine but the names of the keys. The rules stand in checker_report.py:
+checker_stream.py replays the events with a twin of a few lines, checker_calls.py holds each call
+against them, and checker_times.py asks whether the order of the events fits the times of the calls.
+Read the callers' logs first, then the server, then the ledger and the consumers' logs, while no
+caller reaches the server.
 """
 
 from __future__ import annotations
 
-import json
 import traceback
-from enum import StrEnum
-from pathlib import Path
+from collections.abc import Callable, Iterable, Sequence
+from typing import Literal
 
-import msgspec
-import redis
-
-from seckill.keys import shard_keys
+from tests.faults.checker_calls import call_problems, losses, stock_problems
+from tests.faults.checker_report import Report, Verdict, rule_of
+from tests.faults.checker_stream import Twin, state_problems
+from tests.faults.checker_times import Times, sold_out_problems, time_problems
+from tests.faults.checker_witness import (
+    SeenLedger,
+    Sighting,
+    all_events,
+    consumer_problems,
+    ledger_problems,
+)
+from tests.faults.history import History
+from tests.faults.observed import (
+    Observed,
+    SeenEvent,
+    SeenItem,
+    SeenOrder,
+    SeenSale,
+    SeenStock,
+    observe,
+)
 
 __all__ = [
     "History",
+    "Keeps",
     "Observed",
     "Report",
     "SeenEvent",
+    "SeenItem",
     "SeenOrder",
+    "SeenSale",
     "SeenStock",
     "Verdict",
     "check",
@@ -33,278 +56,152 @@ __all__ = [
     "state_problems",
 ]
 
-# Answers of the load that are no statuses: an exception says what happened.
-UNKNOWN = "OutcomeUnknown"
-NOT_SENT = frozenset({"EngineClosed", "Overloaded", "RedisUnavailable"})
+Keeps = Literal["all", "up_to_fsync", "nothing"]
+"""Which acknowledged orders must survive a crash: all, all but those of the last moments before it,
+or none."""
 
-# From which states (a letter of the record, "" for none) an event may take an order, and to which.
-MOVES = {
-    "held": ({""}, "h"),
-    "paying": ({"h"}, "p"),
-    "confirmed": ({"h", "p"}, "c"),
-    "released": ({"h", "p"}, "r"),
-    "expired": ({"h", "p"}, "x"),
-}
-ACCEPTED = frozenset({"CREATED", "EXISTS"})
-GOAL = {"confirm": "c", "release": "r"}
+# What `appendfsync everysec` may lose: Redis promises a second, and two when the disk is slow.
+FSYNC_S = 2.0
+# The engine's lease of 200 ms, and what the scripts add because clocks are cut to milliseconds.
+LEASE_S = 0.25
 
 
-class Verdict(StrEnum):
-    """Unknown is no pass: nothing was proved."""
-
-    VALID = "valid"
-    INVALID = "invalid"
-    UNKNOWN = "unknown"
-
-
-class Report(msgspec.Struct, frozen=True):
-    """A verdict and what led to it; ``problems`` are "rule: text"."""
-
-    verdict: Verdict
-    problems: tuple[str, ...] = ()
-
-    def found(self, rule: str) -> int:
-        """How many problems of one rule."""
-        return sum(problem.startswith(f"{rule}:") for problem in self.problems)
-
-
-class SeenStock(msgspec.Struct):
-    """The units of one SKU."""
-
-    available: int
-    held: int
-    confirmed: int
-    total: int
-
-
-class SeenOrder(msgspec.Struct):
-    """An order's state (a letter) and its units by SKU index."""
-
-    state: str
-    units: dict[str, int]
-
-
-class SeenEvent(msgspec.Struct):
-    """One event: of an order, or of the "sale"."""
-
-    seq: int
-    subject: str
-    kind: str
-
-
-class Observed(msgspec.Struct):
-    """What one transaction has read. ``totals``: the units of the sale's definition."""
-
-    seq: int
-    totals: dict[str, int]
-    stock: dict[str, SeenStock]
-    orders: dict[str, SeenOrder]
-    events: list[SeenEvent]
-
-
-def observe(url: str, sale: str) -> Observed:
-    """Reads a sale. All of it in one transaction, so that nothing happens in between."""
-    sale_key, stock_key, _, orders_key, _, _, events_key = shard_keys(sale)
-    with redis.Redis.from_url(url) as client, client.pipeline(transaction=True) as pipe:
-        pipe.hmget(sale_key, "seq", "definition")
-        pipe.hgetall(stock_key)
-        pipe.hgetall(orders_key)
-        # By a script, because redis-py would make a dict of the fields and so swallow a double.
-        pipe.eval("return redis.call('XRANGE', KEYS[1], '-', '+')", 1, events_key)
-        (seq, definition), stock, orders, entries = pipe.execute()
-    if seq is None:
-        # A crash may take the whole sale with it; then everything that was acknowledged is lost.
-        return Observed(0, {}, {}, {}, [])
-    rows: dict[str, dict[str, int]] = {}
-    for field, value in stock.items():
-        index, _, name = field.decode().partition(":")
-        if name in SeenStock.__struct_fields__:
-            rows.setdefault(index, {})[name] = int(value)
-    events = []
-    for entry_id, fields in entries:
-        parts = [part.decode() for part in fields]
-        last = int(entry_id.decode().partition("-")[2])
-        first = last - len(parts) // 2 + 1
-        events += [
-            SeenEvent(first + place, subject, value.partition("|")[0])
-            for place, (subject, value) in enumerate(zip(parts[::2], parts[1::2], strict=True))
-        ]
-    return Observed(
-        int(seq),
-        {str(index): item["total"] for index, item in enumerate(json.loads(definition)["items"])},
-        {index: SeenStock(**row) for index, row in rows.items()},
-        {order.decode(): _read_record(record.decode()) for order, record in orders.items()},
-        events,
-    )
-
-
-def _read_record(record: str) -> SeenOrder:
-    units = {}
-    for line in record.split("|")[1].split(","):
-        index, _, quantity = line.partition(":")
-        units[index] = int(quantity or 1)
-    return SeenOrder(record[0], units)
-
-
-class _Calls:
-    """What the callers know of one order."""
-
-    def __init__(self) -> None:
-        self.accepted = False
-        self.created = 0
-        self.open = 0
-        self.unknown_at = 0
-        self.asked: set[str] = set()
-        self.done: set[str] = set()
-        self.strange: list[str] = []
-
-
-class History:
-    """The log of the load, one JSON line when a call begins and one when it is answered."""
-
-    def __init__(self) -> None:
-        self.orders: dict[str, _Calls] = {}
-        self.accepted = 0
-        self.unknown = 0
-        self._open: dict[int, tuple[str, str, int]] = {}
-        self._lines = 0
-        self._offset = 0
-
-    def read(self, log: Path) -> None:
-        """Takes in what was appended since the last time, whole lines only."""
-        with log.open("rb") as file:
-            file.seek(self._offset)
-            data = file.read()
-        data = data[: data.rfind(b"\n") + 1]
-        self._offset += len(data)
-        for line in data.splitlines():
-            entry = json.loads(line)
-            if "op" in entry:
-                self.begin(entry["n"], entry["op"], entry["order"])
-            else:
-                self.end(entry["n"], entry["answer"])
-
-    def begin(self, number: int, verb: str, order: str) -> None:
-        self._lines += 1
-        self._open[number] = (verb, order, self._lines)
-        calls = self.orders.setdefault(order, _Calls())
-        if verb == "reserve":
-            calls.open += 1
-        else:
-            calls.asked.add(verb)
-
-    def end(self, number: int, answer: str) -> None:
-        self._lines += 1
-        verb, order, began = self._open.pop(number)
-        calls = self.orders[order]
-        if answer == UNKNOWN:
-            self.unknown += 1
-        if verb != "reserve":
-            if answer in ("DONE", "ALREADY"):
-                calls.done.add(verb)
-            elif answer != UNKNOWN and answer not in NOT_SENT:
-                calls.strange.append(f"{verb} {answer}")
-            return
-        calls.open -= 1
-        if answer in ACCEPTED:
-            self.accepted += 1
-            calls.accepted = True
-            calls.created += answer == "CREATED"
-        elif answer == UNKNOWN:
-            calls.unknown_at = self._lines
-        elif answer not in NOT_SENT and began > calls.unknown_at:
-            # A refusal says as well that no earlier call has made the order, nor ever will.
-            calls.unknown_at = 0
-
-
-def state_problems(seen: Observed) -> list[str]:
-    """What is wrong with the server's state alone, whatever anybody was told."""
-    problems = []
-    if [event.seq for event in seen.events] != list(range(1, seen.seq + 1)):
-        problems.append(f"seq: {len(seen.events)} events are not the numbers 1 to {seen.seq}")
-    states: dict[str, str] = {}
-    twin = {index: SeenStock(total, 0, 0, total) for index, total in seen.totals.items()}
-    for event in seen.events:
-        if event.subject == "sale":
-            continue
-        before, after = MOVES[event.kind]
-        state = states.get(event.subject, "")
-        if state not in before:
-            rule = "double" if event.kind == "held" else "state"
-            problems.append(f"{rule}: {event.subject} is {event.kind} when {state!r}")
-        states[event.subject] = after
-        order = seen.orders.get(event.subject)
-        if order is None:
-            problems.append(f"lost: {event.subject} has events and no record")
-            continue
-        for index, units in order.units.items():
-            _move(twin[index], event.kind, units)
-            if twin[index].available < 0:
-                problems.append(f"oversold: SKU {index} at {event.seq}")
-    for order_id, order in seen.orders.items():
-        if states.get(order_id) != order.state:
-            problems.append(
-                f"state: {order_id} is {order.state!r}, its events say {states.get(order_id)!r}"
-            )
-    for index, wanted in twin.items():
-        row = seen.stock.get(index)
-        if row is None or row.available + row.held + row.confirmed != row.total:
-            problems.append(f"conservation: SKU {index} has {row}")
-        if row != wanted:
-            problems.append(f"conservation: SKU {index} has {row}, its events say {wanted}")
-    return problems
-
-
-def _move(row: SeenStock, kind: str, units: int) -> None:
-    if kind == "held":
-        row.available -= units
-        row.held += units
-    elif kind == "confirmed":
-        row.held -= units
-        row.confirmed += units
-    elif kind in ("released", "expired"):
-        row.held -= units
-        row.available += units
-
-
-def _history_problems(history: History, seen: Observed) -> list[str]:
-    problems = [
-        f"phantom: {order} exists and was never asked for"
-        for order in seen.orders
-        if order not in history.orders
-    ]
-    for order_id, calls in history.orders.items():
-        problems += [f"refused: {order_id} exists, but {text}" for text in calls.strange]
-        if calls.created > 1:
-            problems.append(f"double: {order_id} was CREATED {calls.created} times")
-        order = seen.orders.get(order_id)
-        if order is None:
-            if calls.accepted:
-                problems.append(f"lost: {order_id} was acknowledged")
-            continue
-        if not (calls.accepted or calls.open or calls.unknown_at):
-            problems.append(f"phantom: {order_id} exists, but every call was refused")
-        wanted = {GOAL[verb] for verb in calls.done}
-        if not wanted:
-            wanted = {"h", *(GOAL[verb] for verb in calls.asked)}
-        if order.state not in wanted:
-            rule = "lost" if calls.done else "state"
-            problems.append(f"{rule}: {order_id} is {order.state!r}, not {sorted(wanted)}")
-    return problems
-
-
-def check(history: History, seen: Observed | None) -> Report:
+def check(
+    history: History,
+    seen: Observed | None,
+    *,
+    keeps: Keeps = "all",
+    crashes_s: Sequence[float] = (),
+    lease_s: float = LEASE_S,
+    ledger: SeenLedger | None = None,
+    sightings: Sequence[Sighting] = (),
+) -> Report:
     """The verdict. A state that could not be read, a history in which nothing was accepted and a
-    checker that crashed prove nothing."""
+    checker that crashed prove nothing.
+
+    ``crashes_s`` are the crashes' times on the machine's monotonic clock: with "up_to_fsync" only
+    what was acknowledged in the last seconds before one of them may be lost. ``lease_s`` is how old
+    "sold out" may be.
+    """
     if seen is None:
         return Report(Verdict.UNKNOWN, ("unread: the server's state could not be read",))
-    try:
-        problems = state_problems(seen) + _history_problems(history, seen)
-    except Exception:  # noqa: BLE001
-        # Whatever it stumbled over, it has not finished, and must not look as if it had.
-        return Report(Verdict.UNKNOWN, (f"crashed: {traceback.format_exc()}",))
-    if problems:
-        return Report(Verdict.INVALID, tuple(problems))
-    if not history.accepted:
-        return Report(Verdict.UNKNOWN, ("empty: nothing was acknowledged",))
-    return Report(Verdict.VALID)
+    court = _Court(history, seen, keeps, crashes_s)
+    court.hear(lambda: court.judge_state(ledger))
+    if court.events is not None:
+        events = court.events
+        if ledger is not None:
+            book = ledger
+            court.hear(lambda: court.lost_or(ledger_problems(book, seen, events)))
+        seen_by = list(sightings)
+        court.hear(lambda: court.lost_or(consumer_problems(seen_by, seen, events)))
+        court.hear(court.judge_calls)
+        court.hear(lambda: court.judge_times(lease_s))
+    return court.report()
+
+
+class _Court:
+    """One judgement. Each part of it is heard by itself, so that one that crashes hides no
+    other."""
+
+    def __init__(
+        self, history: History, seen: Observed, keeps: Keeps, crashes_s: Sequence[float]
+    ) -> None:
+        self._history = history
+        self._seen = seen
+        self._keeps = keeps
+        self._crashes_s = crashes_s
+        self._problems: list[str] = []
+        self._listed: list[str] = []
+        self._notes: list[str] = []
+        self._reasons = [f"damaged: {text}" for text in history.damage]
+        # What the events come to, if nothing is wrong with them.
+        self._twin: Twin | None = None
+        self._index_of = {item.sku: str(index) for index, item in enumerate(seen.sale.items)}
+        self.events: list[SeenEvent] | None = None
+
+    def hear(self, part: Callable[[], None]) -> None:
+        """Runs one part of the judgement."""
+        try:
+            part()
+        except Exception:  # noqa: BLE001
+            # Whatever it stumbled over, it has not finished, and must not look as if it had.
+            self._reasons.append(f"crashed: {traceback.format_exc()}")
+
+    def judge_state(self, ledger: SeenLedger | None) -> None:
+        """The server's state and its events, whatever anybody was told."""
+        self.events = all_events(self._seen, ledger)
+        if self.events is None:
+            self._reasons.append(
+                "unread: the stream has lost its first events, and no ledger is given"
+            )
+            return
+        twin = Twin(self._seen)
+        twin.replay(self.events)
+        problems = state_problems(self._seen, self.events, twin)
+        self._twin = None if problems else twin
+        self._problems += problems
+
+    def judge_calls(self) -> None:
+        """What the callers were told."""
+        events = self.events or []
+        for loss in losses(self._history, self._seen, events):
+            may_be = rule_of(loss.problem) == "lost" and self._may_be_lost(loss.acknowledged_s)
+            (self._listed if may_be else self._problems).append(loss.problem)
+        found = [
+            *call_problems(self._history, events, self._seen.origin_ms, self._index_of),
+            *stock_problems(self._history, events, self._index_of),
+        ]
+        if self._keeps != "all":
+            # What was lost may have been done again, with another end.
+            found = [problem for problem in found if rule_of(problem) not in ("answer", "twice")]
+            self._notes.append("answer, twice: not judged, because what was told may be lost")
+        if self._keeps == "nothing":
+            # What was done and lost may have been followed by something else.
+            gone = [problem for problem in found if rule_of(problem) in ("lost", "money")]
+            self._listed += gone
+            found = [problem for problem in found if problem not in gone]
+        self._problems += found
+
+    def judge_times(self, lease_s: float) -> None:
+        """Whether the order of the events fits the times of the calls."""
+        events = self.events or []
+        rebuilt = any(event.kind == "rebuilt" for event in events)
+        if self._keeps != "all" or rebuilt or self._twin is None:
+            why = (
+                "what was told may be lost" if self._twin else "the events or the state are broken"
+            )
+            self._notes.append(
+                f"order, missing, retry, sold_out, version: not judged, because {why}"
+            )
+            return
+        times = Times(self._history, events)
+        self._problems += time_problems(self._history, events, times)
+        if times.contradiction is None:
+            self._problems += sold_out_problems(
+                self._history, self._seen, self._twin, times, lease_s
+            )
+
+    def lost_or(self, problems: Iterable[str]) -> None:
+        """Problems of the other witnesses, of which a loss may be one that the mode allows."""
+        for problem in problems:
+            allowed = rule_of(problem) == "lost" and self._keeps != "all"
+            if allowed and (self._keeps == "nothing" or self._crashes_s):
+                self._listed.append(problem)
+            else:
+                self._problems.append(problem)
+
+    def _may_be_lost(self, acknowledged_s: float) -> bool:
+        if self._keeps == "up_to_fsync":
+            return any(0 <= crash_s - acknowledged_s <= FSYNC_S for crash_s in self._crashes_s)
+        return self._keeps == "nothing"
+
+    def report(self) -> Report:
+        """What it comes to."""
+        listed, notes = tuple(self._listed), tuple(self._notes)
+        if self._problems:
+            return Report(Verdict.INVALID, tuple(self._problems), listed, notes)
+        if not self._history.accepted:
+            self._reasons.append("empty: nothing was acknowledged")
+        if self._reasons:
+            return Report(Verdict.UNKNOWN, tuple(self._reasons), listed, notes)
+        return Report(Verdict.VALID, (), listed, notes)

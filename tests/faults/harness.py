@@ -4,10 +4,7 @@
     LoadProcess     the callers, in a process of their own
     crash_cycle     kill under load, cut, restart, look, let the callers in again
 
-A SIGKILL alone proves nothing about durability: whatever the server has written is in the page
-cache and survives it. So a shim in the server notes how much of each file was synced (see
-fsync_shim.c), and after the kill the rest of every file of the AOF is cut off. Which files exist,
-and under which names, is taken as durable; the server syncs its directory when it changes them.
+A SIGKILL alone proves nothing about durability, see disk.py.
 """
 
 from __future__ import annotations
@@ -16,7 +13,6 @@ import os
 import random
 import shutil
 import signal
-import struct
 import subprocess
 import sys
 import tempfile
@@ -32,13 +28,11 @@ import redis
 from seckill.embedded import SERVER_ENV, EmbeddedServer, find_server
 from seckill.redis import Durability
 from tests.faults.checker import History, Report, check, observe
+from tests.faults.disk import Disk, can_watch_syncs
 
 __all__ = ["FragileServer", "LoadProcess", "crash_cycle"]
 
 ROOT = Path(__file__).parents[2]
-SHIM_SOURCE = Path(__file__).with_name("fsync_shim.c")
-ENTRY = struct.Struct("=Qq")
-ENTRIES = 1024
 # How long the load may take to get its first order through after a restart.
 PATIENCE_S = 60.0
 
@@ -51,24 +45,17 @@ class FragileServer:
     """
 
     def __init__(self, folder: Path, *, appendfsync: str) -> None:
-        compiler = shutil.which("cc") or shutil.which("gcc")
-        if not sys.platform.startswith("linux") or compiler is None:
+        if not can_watch_syncs():
             pytest.skip("the crash tests need Linux and a C compiler")
-        shim = folder / "fsync_shim.so"
-        command = [compiler, "-O2", "-fPIC", "-shared", "-o", str(shim), str(SHIM_SOURCE), "-ldl"]
-        subprocess.run(command, check=True)
-        self._table = folder / "fsync_table"
-        self._table.write_bytes(bytes(ENTRY.size * ENTRIES))
+        data_dir = folder / "data"
+        self._disk = Disk(data_dir, beside=folder)
+        exports = " ".join(f"{name}='{value}'" for name, value in self._disk.environment.items())
         wrapper = folder / "server"
-        wrapper.write_text(
-            "#!/bin/sh\n"
-            f"export LD_PRELOAD='{shim}' SECKILL_FSYNC_TABLE='{self._table}'\n"
-            f"exec '{find_server().path}' \"$@\"\n"
-        )
+        wrapper.write_text(f"#!/bin/sh\nexport {exports}\nexec '{find_server().path}' \"$@\"\n")
         wrapper.chmod(0o700)
         with mock.patch.dict(os.environ, {SERVER_ENV: str(wrapper)}):
             self._server = EmbeddedServer(
-                folder / "data",
+                data_dir,
                 appendfsync=appendfsync,
                 # The AOF is rewritten when a test says so.
                 config={"auto-aof-rewrite-percentage": "0"},
@@ -76,12 +63,10 @@ class FragileServer:
         # A unix socket's path is limited to about 100 bytes, so pytest's tmp_path will not do.
         self._entrance = Path(tempfile.mkdtemp(prefix="seckill-crash-", dir="/tmp"))
         self.url = f"unix://{self._entrance}/s.sock"
-        # Inode to length of what the disk held when the server had started.
-        self._found: dict[int, int] = {}
 
     def __enter__(self) -> Self:
         self.start()
-        assert self._safe_lengths(), "no sync was seen: is the server linked statically?"
+        assert self._disk.seen_syncs, "no sync was seen: is the server linked statically?"
         self.admit()
         return self
 
@@ -96,11 +81,10 @@ class FragileServer:
 
     def start(self) -> None:
         """Starts the server and loads what the disk holds."""
-        with self._table.open("r+b") as table:
-            table.write(bytes(ENTRY.size * ENTRIES))
+        self._disk.reset()
         self._server.start()
-        # Nobody has written yet, and the server has cut off the half command at the end, if any.
-        self._found = {file.stat().st_ino: file.stat().st_size for file in self._aof_files()}
+        # Nobody has written yet: they are let in by ``admit``.
+        self._disk.note_found()
 
     def admit(self) -> None:
         """Lets the callers in."""
@@ -112,27 +96,12 @@ class FragileServer:
         """SIGKILL, then everything that was not synced goes. Returns how many bytes that was."""
         os.kill(self._server.pid, signal.SIGKILL)
         self._server.kill()
-        safe = self._safe_lengths()
-        lost = 0
-        for file in self._aof_files():
-            status = file.stat()
-            length = safe.get(status.st_ino, self._found.get(status.st_ino, 0))
-            if length < status.st_size:
-                os.truncate(file, length)
-                lost += status.st_size - length
-        return lost
+        return self._disk.cut()
 
     def rewrite(self) -> None:
         """Begins to write the AOF anew, so that the next crash may find it half done."""
         with redis.Redis.from_url(self.inside_url) as client:
             client.bgrewriteaof()
-
-    def _aof_files(self) -> list[Path]:
-        return list((self._server.data_dir / "appendonlydir").iterdir())
-
-    def _safe_lengths(self) -> dict[int, int]:
-        entries = ENTRY.iter_unpack(self._table.read_bytes())
-        return {inode: length for inode, length in entries if inode}
 
 
 class LoadProcess:

@@ -17,6 +17,7 @@ __all__ = [
     "SKUS",
     "Answers",
     "answers_of",
+    "busy_sale",
     "buy",
     "buy_all",
     "held",
@@ -45,6 +46,29 @@ def small_sale(*, plain: int = 1_000_000, scarce: int = 1) -> Sale:
             Item(sku=sku, title=sku, price_fen=100, total=total, limit_per_buyer=0)
             for sku, total in zip(SKUS, (plain, scarce), strict=True)
         ),
+    )
+
+
+def busy_sale(sale: str) -> Sale:
+    """A sale in which everything happens: several SKUs, some soon sold out, limits of every kind,
+    and holds that lapse within a second."""
+    now = datetime.datetime.now(datetime.UTC)
+    hour = datetime.timedelta(hours=1)
+    stock = {"plenty": (1_000_000, 4), "some": (300, 2), "few": (30, 0), "one": (1, 1)}
+    return Sale(
+        id=sale,
+        title="故障测试",
+        opens_at=now - hour,
+        ends_at=now + hour,
+        items=tuple(
+            Item(sku=sku, title=sku, price_fen=100, total=total, limit_per_buyer=limit)
+            for sku, (total, limit) in stock.items()
+        ),
+        hold_ms=800,
+        pay_ms=1_000,
+        limit_per_order=5,
+        limit_per_buyer=6,
+        max_lapsed=2,
     )
 
 

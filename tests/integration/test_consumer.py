@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import os
-import signal
 import sys
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -26,6 +25,7 @@ from seckill.keys import group_keys, stream_key
 from seckill.order import Order
 from seckill.sale import Sale
 from seckill.stream import Event, EventKind
+from tests.children import child
 from tests.conftest import MakeEngine, MakeSale
 from tests.support import make_sale
 
@@ -318,19 +318,15 @@ async def test_killed_again_and_again(
 
     kills = (40, 120, 200, None)
     for kill_at in kills:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", _PROGRAM, engine.url, sale.id, str(out)),
+        async with child(
+            *(sys.executable, "-c", _PROGRAM, engine.url, sale.id, out),
             env=os.environ | {"PYTHONWARNINGS": "error"},
-        )
-        try:
+        ):
             await until(
                 lambda kill_at=kill_at: len({seq for _, seq in handled()}) >= (kill_at or 302)
             )
             if kill_at is None:
                 await until(lambda: not pending(client, sale))
-        finally:
-            child.send_signal(signal.SIGKILL)
-            await child.wait()
     done = handled()
     assert {seq for _, seq in done} == set(range(1, 303))
     # Some came twice, but in the end every order got its last event last.

@@ -131,7 +131,7 @@ async def test_what_the_dead_left_is_found_behind_what_the_living_hold(
     await anext(dead)
     await dead.aclose()
     # Fresh in the hands of the living: the first thirty. Left by the dead: the rest.
-    client = engine._calls.client
+    client = engine._calls.client_of("sk:sales")
     ids = [f"{event.at_ms}-{event.seq}" for event in events]
     key = f"sk:{{{sale.id}:0}}:events"
     await client.xclaim(key, "g", "living", 0, ids[:30])

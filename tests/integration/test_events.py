@@ -234,7 +234,7 @@ async def test_a_consumer_can_be_cancelled_at_any_moment(
             await asyncio.sleep(0)
         task.cancel()
         # After a lost cancellation it reads on for ever.
-        _, pending = await asyncio.wait([task], timeout=10)
+        _, pending = await asyncio.wait([task], timeout=60)
         if pending:
             lost.append(moment)
             await asyncio.sleep(0.05)
@@ -258,7 +258,7 @@ async def test_following_does_not_hold_up_the_engine(
     assert all(await asyncio.gather(*(anext(group) for group in groups)))
     waiting = [asyncio.ensure_future(anext(group)) for group in groups]
     await asyncio.sleep(0.05)
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(40):
         assert (await engine.snapshot(sale.id)).seq == 2
         await sell(engine, sale, "ann")
     assert {batch[0].seq for batch in await asyncio.gather(*waiting)} == {3}

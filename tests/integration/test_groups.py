@@ -172,7 +172,7 @@ async def test_the_ledgers_group_is_not_dropped_by_the_way(
     engine: Engine, open_sale: MakeSale
 ) -> None:
     sale = await open_sale({"a": 1})
-    client = engine._calls.client
+    client = engine._calls.client_of("sk:sales")
     await make_group(client, stream_key(sale.id), LEDGER_GROUP)
     with pytest.raises(InvalidInput, match="--force"):
         await drop_group(client, sale.id, LEDGER_GROUP)

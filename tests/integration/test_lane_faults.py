@@ -34,7 +34,7 @@ async def proxy(server: EmbeddedServer) -> AsyncIterator[Proxy]:
 @pytest.mark.parametrize("fate", [Fate.CUT_BEFORE, Fate.CUT_HALF, Fate.CUT_AFTER])
 async def test_a_cut_batch_is_sent_again(server: EmbeddedServer, proxy: Proxy, fate: Fate) -> None:
     """Whether or not the server has seen it, each caller gets one answer and each order is one."""
-    async with Engine(proxy.url) as engine:
+    async with Engine(proxy.url, timeout_ms=20_000) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         cut = 0
@@ -104,7 +104,7 @@ async def test_cuts_at_random_harm_nobody(server: EmbeddedServer, proxy: Proxy) 
 async def test_a_server_that_is_not_itself_is_asked_again(
     server: EmbeddedServer, proxy: Proxy, words: str
 ) -> None:
-    async with Engine(proxy.url) as engine:
+    async with Engine(proxy.url, timeout_ms=20_000) as engine:
         sale = await open_sale(engine)
         await buy(engine, sale, "first")
         refused = 0

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 
 import msgspec
 import pytest
-import redis
 
+from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import EngineClosed, InvalidInput
 from seckill.status import Status
@@ -30,6 +32,24 @@ async def test_a_draw_calls_no_more_than_it_can_serve(engine: Engine, open_sale:
     for buyer, won in winners:
         got = await engine.reserve(sale.id, buyer, "k", {"a": 2}, token=won.token)
         assert got.status is Status.CREATED
+
+
+async def test_a_lull_says_nothing_of_the_pace(engine: Engine, open_sale: MakeSale) -> None:
+    """The sale has been open for a minute, and nobody came: they wait by the rate, not by that."""
+    sale = await open_sale({"a": 1_000}, admission=admission(rate_per_s=20))
+    await engine.queue.look(sale.id)
+    places = await asyncio.gather(*(joined(engine, sale, f"b{i}") for i in range(200)))
+    last = max(places, key=lambda place: place.number)
+    found = await engine.queue.place(sale.id, f"b{places.index(last)}", last.ticket)
+    assert found.place is not None
+    assert found.place.eta_ms is not None
+    # Ten seconds, or less if this machine took some to get here.
+    assert 0 < found.place.eta_ms <= 10_500
+    await engine.pause(sale.id)
+    await engine.queue.look(sale.id)
+    # And for as long as it is paused nobody can tell.
+    waits = await joined(engine, sale, f"b{places.index(last)}")
+    assert (waits.phase, waits.eta_ms) == ("waiting", None)
 
 
 def test_a_draw_needs_a_bound_of_what_a_winner_takes() -> None:
@@ -55,12 +75,13 @@ async def test_a_sale_that_is_not_open_yet_is_drawn(make_engine: MakeEngine) -> 
 
 
 async def test_whoever_waits_for_a_look_is_told_when_it_ends(
-    make_engine: MakeEngine, open_sale: MakeSale, client: redis.Redis
+    make_engine: MakeEngine, open_sale: MakeSale, server: EmbeddedServer
 ) -> None:
     engine = await make_engine()
     sale = await open_sale({"a": 1}, admission=admission())
     shard = await engine._shard(sale.id)
-    client.execute_command("CLIENT", "PAUSE", 3_000, "ALL")
+    # A pause would answer by itself some time, and lets nobody end it before.
+    os.kill(server.pid, signal.SIGSTOP)
     try:
         asking = asyncio.create_task(engine.queue.place(sale.id, "ann", "a ticket"))
         await asyncio.sleep(0.1)
@@ -68,7 +89,7 @@ async def test_whoever_waits_for_a_look_is_told_when_it_ends(
         with pytest.raises(EngineClosed):
             await asking
     finally:
-        client.execute_command("CLIENT", "UNPAUSE")
+        os.kill(server.pid, signal.SIGCONT)
 
 
 async def test_a_clock_that_was_set_back_blinds_nobody(engine: Engine, open_sale: MakeSale) -> None:

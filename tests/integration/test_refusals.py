@@ -12,7 +12,7 @@ import redis
 from seckill import refusals as refusals_module
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
-from seckill.keys import refusals_key, shard_keys
+from seckill.keys import crew_key, refusals_key, shard_keys
 from seckill.order import Wish
 from seckill.refusals import read_refusals, refusals_json
 from seckill.status import Status
@@ -100,7 +100,8 @@ async def test_a_sale_that_is_gone_gets_no_hash(
 ) -> None:
     sale = await open_sale({"a": 1})
     await engine.reserve(sale.id, "u", "k", {"a": 9})
-    client.delete(*shard_keys(sale.id))
+    await engine._roll.aclose()
+    client.delete(*shard_keys(sale.id), crew_key(sale.id))
     await engine._shards[sale.id].refusals.flush()
     assert client.keys(f"sk:{{{sale.id}:*") == []
 
@@ -130,7 +131,7 @@ async def test_what_never_left_is_kept(tmp_path: Path) -> None:
             refusals = engine._shards[sale.id].refusals
             server.stop()
             # A connection that breaks under a flush takes it along; here there is none.
-            await engine._calls._pool.disconnect()  # type: ignore[union-attr]
+            await engine._calls.servers.pool("sk:sales").disconnect()
             await refusals.flush()
             name.unlink()
             await refusals.flush()

@@ -16,6 +16,7 @@ from seckill.engine import Engine
 from seckill.errors import InvalidInput, RedisUnavailable, SeckillError, UnsuitableServer
 from seckill.status import Status
 from tests.databases import free_port
+from tests.faults.proxy import Command, Fate, Proxy
 from tests.support import make_sale
 
 # -- the wrong server ---------------------------------------------------------------------------
@@ -126,6 +127,25 @@ async def test_a_server_that_hides_its_configuration(start: Callable[..., Embedd
         assert (await engine.create(sale)).ok
         assert (await engine.open(sale.id)).ok
         assert (await engine.reserve(sale.id, "ann", "k", {"a": 1})).ok
+
+
+async def test_a_connection_that_is_lost_while_it_is_checked(
+    start: Callable[..., EmbeddedServer],
+) -> None:
+    """That says nothing of the server's fitness."""
+
+    async def judge(command: Command) -> Fate:
+        return Fate.CUT_BEFORE if command.args[0] == b"CONFIG" else Fate.PASS
+
+    async with Proxy(start().url) as proxy:
+        proxy.judge = judge
+        with pytest.raises(RedisUnavailable):
+            await Engine(proxy.url).start()
+
+
+def test_an_embedded_server_has_no_replicas(tmp_path: Path) -> None:
+    with pytest.raises(InvalidInput, match="needs a server with replicas"):
+        Engine.embedded(tmp_path, durability="replicas:1")
 
 
 async def test_a_server_whose_config_command_has_another_name(
@@ -239,7 +259,7 @@ async def test_what_is_no_url(url: str) -> None:
         {"sweep_ms": -1},
         {"sweep_ms": "500"},
         {"durability": "disk"},
-        {"durability": "replicas:2"},
+        {"durability": "replicas:0"},
     ],
 )
 def test_options_out_of_range(options: dict[str, Any]) -> None:

@@ -239,7 +239,7 @@ def test_orders_of_many_threads_share_batches(engine: Engine) -> None:
     together = threading.Barrier(32)
 
     def buy(thread: int) -> list[Outcome]:
-        together.wait(10)
+        together.wait(60)
         return [engine.reserve(sale.id, f"b{thread}-{n}", "k", {"a": 1}) for n in range(20)]
 
     with ThreadPoolExecutor(32) as pool:
@@ -259,7 +259,7 @@ def test_the_first_calls_of_many_threads_start_it_once(engine: Engine) -> None:
     together = threading.Barrier(16)
 
     def first(_: int) -> int:
-        together.wait(10)
+        together.wait(60)
         return engine.now_ms()
 
     with ThreadPoolExecutor(16) as pool:

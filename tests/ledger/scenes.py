@@ -21,7 +21,7 @@ from seckill.ledger.run import LedgerRunner
 from seckill.order import Order
 from seckill.salefile import load_sale
 from seckill.trim import trim
-from tests.support import async_client
+from tests.support import async_client, be_unaware
 
 __all__ = ["SALE", "SCENES", "Stage"]
 
@@ -120,6 +120,7 @@ async def restored(stage: Stage) -> None:
     await stage.buy("eve")
     await stage.write()
     await _restore(stage, old)
+    be_unaware(stage.engine, SALE)
     await stage.buy("cy")
     await stage.look()
 
@@ -131,6 +132,7 @@ async def forked(stage: Stage) -> None:
     await stage.buy("dan")
     await stage.write()
     await _restore(stage, old)
+    be_unaware(stage.engine, SALE)
     await stage.pay("cy")
 
 

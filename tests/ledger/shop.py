@@ -147,5 +147,5 @@ async def events_of(shop: Shop) -> list[dict[str, Any]]:
 async def trim_all(shop: Shop) -> None:
     """Takes everything that was acknowledged out of the stream."""
     await asyncio.sleep(0.002)
-    await trim(shop.engine._calls.client, shop.sale.id, keep_ms=0)
+    await trim(shop.engine._calls.client_of("sk:sales"), shop.sale.id, keep_ms=0)
     assert not shop.entries()

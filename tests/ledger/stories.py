@@ -234,7 +234,7 @@ async def running(engine: Engine, ledger: Ledger, **options: Any) -> AsyncIterat
     finally:
         runner.stop()
         # Less than what a database that is away is waited for.
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(14):
             await task
 
 

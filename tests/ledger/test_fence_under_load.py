@@ -14,7 +14,7 @@ from seckill.ledger import Ledger, fence
 from seckill.ledger.run import LedgerRunner
 from seckill.sale import Sale
 from seckill.status import Status
-from tests.support import make_sale
+from tests.support import be_unaware, make_sale
 
 
 @pytest.fixture
@@ -34,13 +34,14 @@ async def written(engine: Engine, ledger: Ledger, **fields: Any) -> Sale:
 
 async def go_back(engine: Engine, sale: Sale, work: Any) -> None:
     """Everything of a sale becomes what it was before ``work``."""
-    client = engine._calls.client
+    client = engine._calls.client_of("sk:sales")
     kept = {key: await client.dump(key) for key in shard_keys(sale.id)}
     await work()
     for key, value in kept.items():
         await client.delete(key)
         if value is not None:
             await client.restore(key, 0, value)
+    be_unaware(engine, sale.id)
 
 
 async def test_what_has_gone_back_and_on_again(engine: Engine, ledger: Ledger) -> None:
@@ -89,7 +90,7 @@ async def test_a_sale_that_goes_on_is_not_taken_for_another(engine: Engine, ledg
             await engine.pause(sale.id, "x")
             await engine.resume(sale.id)
         assert await fence.check(engine, ledger) == []
-    client = engine._calls.client
+    client = engine._calls.client_of("sk:sales")
     await client.xtrim(shard_keys(sale.id)[6], maxlen=0, approximate=False)
     await client.hset(shard_keys(sale.id)[0], "trimmed_seq", (await engine.snapshot(sale.id)).seq)
     assert await fence.check(engine, ledger) == []
@@ -107,7 +108,7 @@ async def test_a_sale_that_was_sold_out_early_is_not_sold_again(
     assert (await engine.snapshot(sale.id)).state == "settled"
     await LedgerRunner(engine, ledger, sales=[sale.id], once=True).run()
     assert await fence.check(engine, ledger) == []
-    await engine._calls.client.delete(*shard_keys(sale.id))
+    await engine._calls.client_of("sk:sales").delete(*shard_keys(sale.id))
     assert await fence.check(engine, ledger) == []
     assert (await engine.create(sale)).status is Status.CREATED
     await engine.open(sale.id)
@@ -128,7 +129,7 @@ async def test_a_damaged_sale_hides_no_other(engine: Engine, ledger: Ledger, dam
     damaged, lost = await written(engine, ledger), await written(engine, ledger)
     sales = [damaged.id, lost.id]
     await LedgerRunner(engine, ledger, sales=sales, once=True).run()
-    client = engine._calls.client
+    client = engine._calls.client_of("sk:sales")
     await client.delete(shard_keys(damaged.id)[6], *shard_keys(lost.id))
     await damage(client, shard_keys(damaged.id))
     assert lost.id in {one.sale for one in await fence.check(engine, ledger)}

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,7 @@ from seckill.errors import LedgerUnavailable
 from seckill.ledger import Ledger, migrate
 from seckill.ledger.rows import Known, Raw
 from seckill.ledger.tables import METADATA
+from tests.children import child
 from tests.databases import DatabaseServer
 from tests.support import make_sale
 
@@ -176,20 +179,13 @@ def test_what_would_not_only_add_is_seen() -> None:
 
 @pytest.mark.slow
 async def test_processes_that_start_at_once(database_url: str) -> None:
-    processes = [
-        await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", START, database_url),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            cwd=ROOT,
-        )
-        for _ in range(2)
-    ]
-    for process in processes:
-        assert process.stdout is not None
-        assert await process.stdout.readline() == b"ready\n"
-    ended = await asyncio.gather(*(process.communicate(b"go\n") for process in processes))
+    command = (sys.executable, "-c", START, database_url)
+    pipes: dict[str, Any] = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE)
+    async with child(*command, cwd=ROOT, **pipes) as one, child(*command, cwd=ROOT, **pipes) as two:
+        for process in (one, two):
+            assert process.stdout is not None
+            assert await process.stdout.readline() == b"ready\n"
+        ended = await asyncio.gather(one.communicate(b"go\n"), two.communicate(b"go\n"))
     assert ended == [(b"[]\n", b"")] * 2
     async with Ledger(database_url) as ledger:
         assert await run(ledger, version_of) is not None
@@ -200,6 +196,20 @@ async def test_ledgers_that_start_at_once(database_url: str) -> None:
     ledgers = [Ledger(database_url) for _ in range(4)]
     await asyncio.gather(*(ledger.start() for ledger in ledgers))
     for ledger in ledgers:
+        assert await ledger.sales() == []
+        await ledger.aclose()
+
+
+async def test_a_new_file_that_somebody_writes_to(tmp_path: Path) -> None:
+    """SQLite's own patience does not cover the change to a write-ahead log then."""
+    with closing(sqlite3.connect(tmp_path / "ledger.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        ledger = Ledger(f"sqlite:///{tmp_path}/ledger.db")
+        starting = asyncio.create_task(ledger.start())
+        done, _ = await asyncio.wait([starting], timeout=0.5)
+        assert not done
+        other.execute("COMMIT")
+        await starting
         assert await ledger.sales() == []
         await ledger.aclose()
 

@@ -36,7 +36,7 @@ async def written_sale(engine: Engine, ledger: Ledger) -> Sale:
 
 
 async def lose(engine: Engine, sale: Sale) -> None:
-    await engine._calls.client.delete(*shard_keys(sale.id))
+    await engine._calls.client_of("sk:sales").delete(*shard_keys(sale.id))
 
 
 async def test_only_what_was_lost_is_refused(engine: Engine, ledger: Ledger) -> None:
@@ -52,7 +52,7 @@ async def test_a_process_that_still_knows_it_is_not_fooled(engine: Engine, ledge
     """What it remembers of the sale says nothing of Redis."""
     sale = await written_sale(engine, ledger)
     await engine.sale(sale.id)
-    await engine._calls.client.delete(*shard_keys(sale.id))
+    await engine._calls.client_of("sk:sales").delete(*shard_keys(sale.id))
     with pytest.raises(InvalidInput, match="has lost"):
         await check_new(engine, ledger, sale.id)
 
@@ -74,4 +74,4 @@ async def test_over_http(engine: Engine, ledger: Ledger, tmp_path: Path) -> None
                 "PUT", f"/v1/admin/sales/{sale.id}", json=body
             )
             assert answer.is_problem(http, code)
-    assert not await engine._calls.client.exists(shard_keys(sale.id)[0])
+    assert not await engine._calls.client_of("sk:sales").exists(shard_keys(sale.id)[0])

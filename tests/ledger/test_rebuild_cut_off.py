@@ -21,6 +21,7 @@ from seckill.ledger.run import LedgerRunner
 from seckill.sale import Sale
 from seckill.status import Status
 from seckill.verify import verify
+from tests.children import child
 from tests.conftest import MakeEngine
 from tests.ledger.losses import SCRIPT, keep, lose, picture
 from tests.ledger.stories import read_known, read_raws, story_sale, tell
@@ -77,10 +78,9 @@ async def test_a_rebuild_that_is_killed_anywhere_is_begun_anew(
     killed = 0
     while True:
         command = (sys.executable, "-c", CRASH, engine.url, f"sqlite:///{tmp_path}/ledger.db")
-        process = await asyncio.create_subprocess_exec(
-            *command, sale.id, str(2 * killed + 3), env=os.environ | {"PYTHONPATH": str(Path.cwd())}
-        )
-        code = await process.wait()
+        environ = os.environ | {"PYTHONPATH": str(Path.cwd())}
+        async with child(*command, sale.id, 2 * killed + 3, env=environ) as process:
+            code = await process.wait()
         if code == 0:
             break
         assert code == -signal.SIGKILL

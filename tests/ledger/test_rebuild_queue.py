@@ -121,6 +121,7 @@ async def test_who_waits_goes_on_waiting_where_nothing_was_lost(queued: Queued) 
     assert (await queued.engine.resume(queued.sale.id)).ok
     assert [await queued.join(buyer) for buyer in BUYERS] == tickets
     assert await queued.proven()
+    assert queued.client.hget(shard_keys(queued.sale.id)[0], "queue") == b"1"
 
 
 async def test_a_draw_that_was_lost_is_drawn_anew_by_another_seed(queued: Queued) -> None:

@@ -16,6 +16,7 @@ from seckill.ledger.drift import DriftKind, Report
 from seckill.ledger.rebuild import rebuild
 from seckill.order import order_id
 from tests.ledger.shop import Shop, events_of, only, open_shop, row_of, trim_all
+from tests.support import be_unaware
 
 Kind = DriftKind
 
@@ -204,6 +205,7 @@ async def _went_back(shop: Shop, lost: int) -> int:
     for key, dumped in dumps:
         if dumped:
             shop.client.restore(key, 0, dumped, replace=True)  # type: ignore[no-untyped-call]
+    be_unaware(shop.engine, shop.sale.id)
     return seq
 
 

@@ -21,6 +21,7 @@ from seckill.ledger.reconcile import reconcile
 from seckill.ledger.reconcile_sides import RedisSide
 from seckill.ledger.reconcile_stock import OrderCount, compare_stock
 from tests.ledger.shop import Shop, only, open_shop, row_of, trim_all
+from tests.support import be_unaware
 
 Kind = DriftKind
 
@@ -169,7 +170,7 @@ async def test_a_total_that_nothing_explains(shop: Shop, names: tuple[str, ...])
 
 
 async def test_stock_is_counted_anew_before_it_is_called_wrong(shop: Shop) -> None:
-    side = RedisSide(shop.engine._calls.client, shop.sale.id)
+    side = RedisSide(shop.engine._calls.client_of("sk:sales"), shop.sale.id)
     start = await side.picture()
     assert start is not None
     assert await compare_stock(side, start.known, start, OrderCount()) == []
@@ -220,6 +221,7 @@ async def test_redis_came_back_with_less(shop: Shop) -> None:
     for key, dumped in dumps:
         if dumped:
             shop.client.restore(key, 0, dumped, replace=True)  # type: ignore[no-untyped-call]
+    be_unaware(shop.engine, shop.sale.id)
     drift = only(await shop.leaves(Kind.REDIS_BEHIND))
     assert f"event {seq}, and was seen at {seq + 1}" in drift.text
     # And went on, with other events than the ledger has.

@@ -42,7 +42,7 @@ async def test_a_running_sale_raises_no_alarm(make_engine: MakeEngine, database_
                 assert report.decided, report.undecided
                 assert not report.mended, report.drifts
                 if number % 5 == 4:
-                    client = engine._calls.client
+                    client = engine._calls.client_of("sk:sales")
                     await trim(client, sale.id, keep_ms=100)
         finally:
             stop.set()

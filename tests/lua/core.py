@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import msgspec
 import redis
@@ -86,6 +86,7 @@ class Core:
         self.keys = shard_keys(self.sale)
         self.queue_keys = queue_keys(self.sale)
         self.format = FORMAT
+        self.told: tuple[str, int] | None = None
         self.definition_id = DEFINITION_ID
 
     def run(self, verb: str, *args: Any) -> Any:
@@ -96,7 +97,21 @@ class Core:
         return self._eval(verb, (*self.keys, *self.queue_keys), *args)
 
     def _eval(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
-        return self.client.eval(script(verb).source, len(keys), *keys, self.format, *args)
+        return self.client.eval(script(verb).source, len(keys), *keys, self.caller, *args)
+
+    @property
+    def caller(self) -> str:
+        """What every call says first: the format, and ``told`` (the server's run_id, the highest
+        seq) once that is set."""
+        if self.told is None:
+            return str(self.format)
+        run_id, seq = self.told
+        return f"{self.format} {run_id} {seq}"
+
+    def elsewhere(self) -> Self:
+        """From now on the server that is asked is another one than the sale was made on."""
+        self.told = ("elsewhere", 0)
+        return self
 
     # -- the sale -----------------------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """A sale with a queue on the real server, on a clock that only the test moves.
 
-A sale's time is never before the last time it has seen. This one has seen a time a day ahead of the
-server's clock: so it stands still until ``travel`` moves it, and every figure is exact.
+Where the scripts ask for TIME, this sale's read a key: the one change that is made to them. So
+every figure is exact, and the clock can be set back.
 """
 
 from __future__ import annotations
@@ -13,18 +13,31 @@ import msgspec
 import redis
 
 from seckill.keys import QUEUE_NAMES
+from seckill.scripts import script
 from seckill.status import Status
 from tests.lua.core import NEVER_MS, Core, Wish
 from tests.support import Dump, _dump_key
 
+_CLOCK = """
+local function time_of_the_test()
+  local ms = redis.call('GET', KEYS[1] .. ':clock')
+  return { math.floor(ms / 1000), ms % 1000 * 1000 }
+end
+"""
+
 LIFE_MS = 100_000
 PAUSE_MS = 400
 """Longer than two steps of a queue of LIFE_MS are apart."""
-AHEAD_MS = 86_400_000
+DAY_MS = 86_400_000
 NO_RANK = 2**32 - 1
 QUEUE_VERBS = frozenset(
     {"queue", "join", "leave", "admit", "list", "name_value", "draw", "reserve"}
 )
+
+
+def timed(verb: str) -> str:
+    """A script that takes for TIME what stands in the sale's clock."""
+    return _CLOCK + script(verb).source.replace("redis.call('TIME')", "time_of_the_test()")
 
 
 class Step(NamedTuple):
@@ -42,6 +55,7 @@ class Look(NamedTuple):
     status: Status
     raw_ms: int
     now_ms: int
+    turn_ms: int
     refusal: int
     head: int
     tail: int
@@ -55,6 +69,8 @@ class Look(NamedTuple):
     ranked: int
     lapses: int
     live: int
+    called: int
+    room: int
     keys: str
     steps: list[Step]
 
@@ -71,10 +87,19 @@ class QueueCore(Core):
 
     def __init__(self, client: redis.Redis, sale: str = "") -> None:
         super().__init__(client, sale)
+        self.clock = f"{self.keys[0]}:clock"
         self.now_ms = 0
+        self.jump(super().server_ms())
 
     def run(self, verb: str, *args: Any) -> Any:
         return self.run_with_queue(verb, *args) if verb in QUEUE_VERBS else super().run(verb, *args)
+
+    def _eval(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
+        return self.client.eval(timed(verb), len(keys), *keys, self.caller, *args)
+
+    def server_ms(self) -> int:
+        """What the scripts take for TIME."""
+        return self.now_ms
 
     def begin_queue(
         self,
@@ -90,16 +115,15 @@ class QueueCore(Core):
         **fields: int,
     ) -> QueueCore:
         """An open sale and its queue. Times count from the sale's own moment, ``now_ms``."""
-        self.now_ms = self.server_ms() + AHEAD_MS
-        fields.setdefault("ends_ms", self.now_ms + 10 * AHEAD_MS)
+        fields.setdefault("ends_ms", self.now_ms + 10 * DAY_MS)
         totals = [stock] if isinstance(stock, int) else stock
         items = [(total, 0) for total in totals]
         assert self.create(*items, opens_ms=self.now_ms + opens_in_ms, **fields) is Status.CREATED
-        self.set_header(last_ms=self.now_ms)
         assert self.open() is Status.DONE
         draw_ms = "" if mode == "queue" else self.now_ms + draw_in_ms
         status = self.open_queue(mode, self.now_ms + joins_in_ms, draw_ms, life_ms, rate, overbook)
         assert status is Status.CREATED
+        self.admit()  # From now on time passes in the queue.
         return self
 
     def open_queue(self, mode: str, *numbers: Any) -> Status:
@@ -203,22 +227,15 @@ class QueueCore(Core):
     # -- time ---------------------------------------------------------------------------------
 
     def travel(self, ms: int) -> None:
-        """Makes ``ms`` pass in this sale."""
-        self.now_ms += ms
-        assert self.client.hincrby(self.keys[0], "last_ms", ms) == self.now_ms
+        """So much time passes, in which somebody looks all the while, and finds nothing to do."""
+        self.jump(ms)
+        if self.client.hget(self.queue_keys[0], "sells") == b"1":
+            for field in ("clock_ms", "seen_ms"):
+                self.client.hincrby(self.queue_keys[0], field, ms)
 
-    def rewind(self, ms: int) -> None:
-        """The sale on the server's own clock, and all of it ``ms`` ago, see tests.support."""
-        back_ms = self.now_ms - self.server_ms() + ms
-        super().rewind(back_ms)
-        queue, steps = self.queue_keys[0], self.queue_keys[2]
-        for field in ("joins_ms", "draw_ms", "paced_ms"):
-            if self.client.hget(queue, field):
-                self.client.hincrby(queue, field, -back_ms)
-        for name, text in self.client.hgetall(steps).items():  # type: ignore[union-attr]
-            if b":" not in name:
-                start, stop, at_ms, *rest = text.decode().split(":")
-                self.client.hset(
-                    steps, name, ":".join([start, stop, str(int(at_ms) - back_ms), *rest])
-                )
-        self.now_ms -= back_ms
+    def jump(self, ms: int) -> None:
+        """The server's clock goes on by so much, or back, and nobody has looked."""
+        self.now_ms += ms
+        self.client.set(self.clock, self.now_ms)
+
+    rewind = jump

@@ -33,6 +33,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.add_stock(0, 1)[0],
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: lambda core: fenced(core.begin()).add_stock(0, 1)[0],
+    Status.NEW_SERVER: lambda core: core.begin().elsewhere().add_stock(0, 1)[0],
     Status.STALE_DEFINITION: stale_definition,
     Status.ALREADY: lambda core: again(core, 0, 1),
     Status.CONFLICT: lambda core: again(core, 0, 2),

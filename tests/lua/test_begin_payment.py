@@ -39,6 +39,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.begin_payment("o1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: is_fenced,
+    Status.NEW_SERVER: lambda core: core.begin().elsewhere().begin_payment("o1").status,
     Status.UNKNOWN_ORDER: unknown_order,
     Status.ALREADY: lambda core: after(core, "begin_payment"),
     Status.CONFIRMED: lambda core: after(core, "confirm"),

@@ -41,6 +41,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.confirm("o1", "p1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: is_fenced,
+    Status.NEW_SERVER: lambda core: core.begin().elsewhere().confirm("o1", "p1").status,
     Status.UNKNOWN_ORDER: lambda core: core.begin().confirm("o1", "p1").status,
     Status.ALREADY: lambda core: core.confirm(core.begin().paid(), "p1").status,
     Status.REFUNDED: refunded,

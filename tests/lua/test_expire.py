@@ -24,6 +24,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.expire().status,
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: lambda core: fenced(core.begin()).expire().status,
+    Status.NEW_SERVER: lambda core: core.begin().elsewhere().expire().status,
     Status.CLOCK_JUMP: clock_jump,
     Status.DONE: lambda core: core.begin().expire().status,
 }

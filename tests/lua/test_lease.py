@@ -48,6 +48,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core,
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: lambda core: fenced(core.begin((0, 0))),
+    Status.NEW_SERVER: lambda core: core.begin((0, 0)).elsewhere(),
     Status.STALE_DEFINITION: stale,
     Status.PAUSED: paused,
     Status.NOT_OPEN: created,

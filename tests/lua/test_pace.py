@@ -19,16 +19,24 @@ NEW = 1 - 0.9**AGES
 _CALL = """
 local pace, steps, name, a, b, c = unpack(cmsgpack.unpack(ARGV[1]))
 local call = {
-  chances_of = function() return chances_of(pace, steps, a or 0) end,
+  chances_of = function() return outlook(pace, steps, a or 0).chances end,
   units_a_user = function() return units_a_user(pace) end,
   use_tokens = function() use_tokens(pace, steps[a], b) return 0 end,
   age_step = function() return age_step(pace, steps[a], b) end,
-  outlook = function() return { outlook(pace, steps, a) } end,
+  outlook = function()
+    local ahead = outlook(pace, steps, a)
+    return { ahead.live, ahead.expected }
+  end,
   pause_ms_of = function() return pause_ms_of(pace) end,
   credit_at = function() return credit_at(pace, a) end,
-  call_count = function() return call_count(pace, steps, a, b, c) end,
-  take_step = function() take_step(pace, steps, a, b) return 0 end,
-  reach_count = function() return reach_count(pace, steps, a, b) end,
+  call_count = function() return call_count(pace, outlook(pace, steps, a), a, b, c) end,
+  take_step = function() take_step(pace, steps, outlook(pace, steps, a), a, b) return 0 end,
+  take_and_look = function()
+    local ahead = outlook(pace, steps, a)
+    take_step(pace, steps, ahead, a, b)
+    return { ahead.live, ahead.expected }
+  end,
+  reach_count = function() return reach_count(pace, outlook(pace, steps, a), b) end,
 }
 return cmsgpack.pack({ pace, steps, call[name]() })
 """
@@ -49,6 +57,7 @@ class Pace:
             "units": 0,
             "credit": 0,
             "paced_ms": 0,
+            "lapsed": False,
         } | fields
         self.steps: list[dict[str, Any]] = []
         self.source = expand("lib/pace", resources.files("seckill.lua")) + _CALL
@@ -121,7 +130,7 @@ def test_a_clock_that_was_set_back_makes_no_step_younger(pace: Pace) -> None:
     before = pace.steps[0] | {}
     assert pace("age_step", 1, 10_000) is True
     assert pace.steps[0] == before
-    live, expected, _ = pace("outlook", 10_000)
+    live, expected = pace("outlook", 10_000)
     assert live == 5
     assert 0 < expected < 5
 
@@ -137,7 +146,7 @@ def test_what_a_token_is_worth_falls_with_its_age(pace: Pace) -> None:
     worth = []
     for now_ms in range(0, LIFE_MS, LIFE_MS // 40):
         pace("age_step", 1, now_ms)
-        live, expected, _ = pace("outlook", now_ms)
+        live, expected = pace("outlook", now_ms)
         assert live == 100
         worth.append(expected)
     assert worth[0] == pytest.approx(100 * NEW)
@@ -214,9 +223,49 @@ def test_a_draw_never_calls_more_than_there_are_units(client: redis.Redis) -> No
         assert pace("call_count", 1_000, 4, 99) == 0
 
 
+def test_where_few_come_the_last_unit_does_not_wait_for_luck(client: redis.Redis) -> None:
+    pace = Pace(client, risk=[1_000] * AGES, used=[10] * AGES)
+    chance = pace("chances_of")[0]
+    assert chance < 0.12
+    assert pace("call_count", 0, 10, 10**6) == int(10 / chance)
+    pace.pace["lapsed"] = True
+    # Three deviations of the number of those who come, or thereabouts.
+    called = pace("call_count", 0, 10, 10**6)
+    assert called * chance == pytest.approx(10 + 3 * (10 * (1 - 2 * chance)) ** 0.5, abs=0.2)
+    assert pace("reach_count", 0, 10) == pytest.approx(called, abs=1)
+    # And never more than the bound.
+    assert pace("call_count", 0, 1, 10**6) == 20
+    pace.pace["overbook_max"] = 1
+    assert pace("call_count", 0, 10, 10**6) == 10
+
+
+def test_where_half_come_nobody_is_called_for_luck(client: redis.Redis) -> None:
+    pace = Pace(client, risk=[1_000] * AGES, used=[80] * AGES, lapsed=True)
+    chance = pace("chances_of")[0]
+    assert chance > 0.5
+    assert pace("call_count", 0, 10, 10**6) == int(10 / chance)
+
+
+def test_a_step_that_is_over_has_lapsed(pace: Pace) -> None:
+    pace("take_step", 0, 3)
+    assert pace("age_step", 1, LIFE_MS - 1) is True
+    assert pace.pace["lapsed"] is False
+    assert pace("age_step", 1, LIFE_MS) is False
+    assert pace.pace["lapsed"] is True
+
+
 def test_somebody_is_called_as_soon_as_nobody_else_could_buy(pace: Pace) -> None:
     pace.pace["users"], pace.pace["units"] = 1, 10**6
     assert pace("call_count", 0, 1, 1) == 1
+
+
+def test_what_a_step_changes_needs_no_second_look(pace: Pace) -> None:
+    pace.pace["used"], pace.pace["risk"] = [30, 9, 4, 1] + [0] * 6, [100, 70, 61, 57] + [0] * 6
+    for age, unused in ((4, 20), (2, 30), (1, 5)):
+        pace.steps.append({"at_ms": 40_000 - age * 9_000, "unused": unused, "age": age})
+    told = pace("take_and_look", 40_000, 12)
+    assert told == pytest.approx(pace("outlook", 40_000))
+    assert told[0] == 67
 
 
 # -- the rate -----------------------------------------------------------------------------------

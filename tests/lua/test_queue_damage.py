@@ -79,7 +79,7 @@ SCENARIOS: dict[str, tuple[Act, Act]] = {
 }
 # What a verb neither reads nor writes, whatever it is, harms nobody.
 UNTOUCHED = {
-    "queue": {"tickets", "steps", "left", "ranks", "gone"},
+    "queue": {"queue", "tickets", "steps", "left", "ranks", "gone"},
     "reserve": {"left", "ranks", "gone"},
 }
 

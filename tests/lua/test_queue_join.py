@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 import redis
 
 from seckill.status import Status
-from tests.lua.core import CLOCK_JUMP_MS
+from tests.lua.core import CLOCK_JUMP_MS, Core, Wish
 from tests.lua.queue_core import LIFE_MS, PAUSE_MS, QueueCore, Ticket
+
+COLUMNS = ("not_after", "id", "buyer", "cart", "print6", "attrs")
+"""Of a batch of orders, before there were queues."""
 
 
 @pytest.fixture
@@ -26,9 +30,9 @@ def test_tickets_are_numbered_in_the_order_of_joining(sale: QueueCore) -> None:
     sale.begin_queue()
     assert sale.join("ann", "bob") == [Ticket(0, False), Ticket(1, False)]
     assert sale.join("eve") == [Ticket(2, False)]
-    server_ms, nothing, _ = sale.join_raw(["zoe"])
+    server_ms, nothing, _, seq = sale.join_raw(["zoe"])
     assert abs(server_ms - sale.server_ms()) < 10_000
-    assert nothing == 0
+    assert (nothing, str(seq)) == (0, sale.header("seq"))
     assert sale.queue_field("next") == "4"
 
 
@@ -153,7 +157,8 @@ def test_a_turn_that_is_over_is_found_once_nobody_can_join(sale: QueueCore) -> N
 
 @pytest.mark.parametrize("moment", ["created", "paused", "jumped"])
 def test_buyers_join_while_nothing_is_sold(sale: QueueCore, moment: str) -> None:
-    sale.begin_queue(stock=5).hold("o1", "zoe")
+    sale.begin_queue(stock=5)
+    sold_before_the_queue(sale, "o1", "zoe")
     if moment == "created":
         sale.set_header(state="created")
     elif moment == "paused":
@@ -178,6 +183,76 @@ def test_a_new_queue_has_nothing_of_a_lost_one(sale: QueueCore) -> None:
     sale.begin_queue()
     assert sale.client.exists(*sale.queue_keys) == 1
     assert sale.join("ann") == [Ticket(0, False)]
+
+
+@pytest.mark.parametrize("mode", ["queue", "shuffle"])
+def test_the_queue_of_a_sale_that_was_deleted_by_hand_is_nobodys(
+    sale: QueueCore, mode: str
+) -> None:
+    sale.begin_queue(mode, draw_in_ms=10).crowd(3)
+    sale.travel(10)
+    assert sale.admit().tail == (3 if mode == "queue" else 0)
+    sale.client.delete(*sale.keys)
+    assert sale.create(opens_ms=sale.now_ms) is Status.CREATED
+    assert sale.open() is Status.DONE
+    # Until it opens one of its own it has none.
+    assert (sale.admit_raw(), sale.leave("b0")) == ([Status.NO_QUEUE], Status.NO_QUEUE)
+    assert sale.join("b0") == [Status.NO_QUEUE]
+    assert sale.open_queue("shuffle", 0, sale.now_ms + 10, LIFE_MS, 0, 20) is Status.CREATED
+    look = sale.admit()
+    assert (look.next, look.closed, look.ranked, look.head) == (0, -1, -1, 0)
+    assert sale.join("b0") == [Ticket(0, False)]
+
+
+# -- an engine of a build that knows no queues --------------------------------------------------
+
+
+def sold_before_the_queue(sale: QueueCore, order: str, buyer: str) -> None:
+    """An order without a turn, as of a moment when the sale had no queue yet."""
+    sale.client.hdel(sale.keys[0], "queue")
+    sale.hold(order, buyer)
+    sale.set_header(queue=1)
+
+
+def asked_without_turns(sale: QueueCore, *wishes: Wish, columns: int) -> list[Status | str]:
+    """The answers to such an engine, which knows no keys of a queue."""
+    batch = [[getattr(wish, name) for wish in wishes] for name in COLUMNS[:columns]]
+    packed = msgspec.msgpack.encode(batch)
+    reply = Core.run(sale, "reserve", sale.definition_id, packed)
+    return [answer.decode() if isinstance(answer, bytes) else Status(answer) for answer in reply[2]]
+
+
+@pytest.mark.parametrize("columns", [4, 6])
+@pytest.mark.parametrize("mode", ["queue", "draw"])
+def test_it_sells_nothing_past_a_queue(sale: QueueCore, mode: str, columns: int) -> None:
+    sale.begin_queue(mode, draw_in_ms=1_000)
+    before = sale.dump()
+    wishes = [Wish("o1"), Wish("o2", "bob", "9")]
+    answers = asked_without_turns(sale, *wishes, columns=columns)
+    assert answers == [Status.UPGRADE_NEEDED] * 2
+    assert sale.dump() == before
+
+
+def test_it_sells_nothing_with_the_queues_keys_either(sale: QueueCore) -> None:
+    sale.begin_queue()
+    assert sale.reserve(Wish("o1")) == [Status.UPGRADE_NEEDED]
+
+
+def test_it_finds_what_it_has_sold(sale: QueueCore) -> None:
+    sale.begin_queue()
+    sold_before_the_queue(sale, "o1", "ann")
+    found = asked_without_turns(sale, Wish("o1"), Wish("o1", "bob"), columns=4)
+    assert found == [sale.record("o1"), Status.CONFLICT]
+
+
+def test_it_reads_the_definition_again_first(sale: QueueCore) -> None:
+    sale.begin_queue().definition_id = "another"
+    assert asked_without_turns(sale, Wish("o1"), columns=4) == [Status.STALE_DEFINITION]
+
+
+def test_it_sells_in_a_sale_without_a_queue(sale: QueueCore) -> None:
+    sale.begin()
+    assert asked_without_turns(sale, Wish("o1"), columns=4) == [Status.CREATED]
 
 
 # -- leaving ------------------------------------------------------------------------------------

@@ -29,6 +29,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.refund("o1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: is_fenced,
+    Status.NEW_SERVER: lambda core: core.begin().elsewhere().refund("o1").status,
     Status.UNKNOWN_ORDER: lambda core: core.begin().refund("o1").status,
     Status.ALREADY: lambda core: twice(core, "r1"),
     Status.CONFLICT: lambda core: twice(core, "r1", 0),

@@ -34,6 +34,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: core.release("o1").status,
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: is_fenced,
+    Status.NEW_SERVER: lambda core: core.begin().elsewhere().release("o1").status,
     Status.UNKNOWN_ORDER: lambda core: core.begin().release("o1").status,
     Status.ALREADY: already,
     Status.CONFIRMED: lambda core: core.release(core.begin().paid()).status,

@@ -31,6 +31,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: lambda core: requeue(core, "o1")[0],
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: lambda core: requeue(fenced(core.begin()), "o1")[0],
+    Status.NEW_SERVER: lambda core: requeue(core.begin().elsewhere(), "o1")[0],
     Status.CONFLICT: too_long,
     Status.DONE: lambda core: requeue(core.begin(), "o1")[0],
 }

@@ -73,6 +73,7 @@ SCENARIOS = {
     Status.UNKNOWN_SALE: only,
     Status.UPGRADE_NEEDED: upgrade_needed,
     Status.FENCED: lambda core: only(fenced(core.begin())),
+    Status.NEW_SERVER: lambda core: only(core.begin().elsewhere()),
     Status.STALE_DEFINITION: stale_definition,
     Status.UNKNOWN_SKU: lambda core: only(core.begin(), Wish("o1", cart="2")),
     Status.PAUSED: paused,
@@ -104,7 +105,7 @@ def test_the_scenarios_are_the_answers_of_the_header() -> None:
 def test_an_accepted_order_has_taken_everything_in_one_step(core: Core) -> None:
     core.begin((10, 0), (10, 0), max_lapsed=3)
     before = core.server_ms()
-    now_ms, deadline_ms, answer = core.reserve_raw(
+    now_ms, deadline_ms, answer, seq = core.reserve_raw(
         Wish("o1", "ann", "0:2,1", attrs="addr=7|room=3", print6="abcdef")
     )
     assert answer == [Status.CREATED]
@@ -120,6 +121,7 @@ def test_an_accepted_order_has_taken_everything_in_one_step(core: Core) -> None:
     event = core.events()[-1]
     assert event == (3, now_ms, "o1", f"held||{record}|addr=7|room=3")
     assert (core.header("seq"), core.header("last_ms")) == ("3", str(now_ms))
+    assert seq == 3
 
 
 def test_a_retry_finds_the_order_in_whatever_state_it_is(core: Core) -> None:

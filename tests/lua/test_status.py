@@ -45,8 +45,9 @@ def test_ok_is_what_needs_no_retry() -> None:
 
 def answers_to_tokens() -> set[object]:
     """Each way in which a token can be wrong, tried: these refusals never reach a script."""
-    old, new = new_key(), new_key()
-    keys, later = Keys("sale", [old]), Keys("sale", [new])
+    old = new_key()
+    keys = Keys("sale", [old])
+    later = Keys("sale", [keys.another()])
     good = keys.token("ann", 7, 1, expires_ms=1_000)
     return {
         keys.read("ann", "", 0),

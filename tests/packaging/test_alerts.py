@@ -92,6 +92,23 @@ def sale(
     } | reserve(sold_out=asked or "0+5x144")
 
 
+def queue(
+    phase: str = "selling",
+    left: str = "5x72",
+    waiting: str = "30x72",
+    live: str = "0x72",
+    called: str = "2x72",
+) -> Series:
+    at = f'{JOB},sale="s"'
+    return {
+        f'seckill_sale_phase{{{at},phase="{phase}"}}': "1x72",
+        f'seckill_sale_units{{{at},state="available"}}': left,
+        f"seckill_queue_waiting{{{at}}}": waiting,
+        f"seckill_queue_live_tokens{{{at}}}": live,
+        f"seckill_queue_called_total{{{at}}}": called,
+    }
+
+
 UP, READY = f"up{{{JOB}}}", f"seckill_ready{{{JOB}}}"
 RESERVE = ',verb="reserve"'
 SHOW = ',verb="show"'
@@ -166,6 +183,24 @@ CASES: dict[str, Case] = {
             sale(left="0x144"),
             sale(phase="not_started"),
             sale(asked="0x144"),
+        ],
+    ),
+    "SeckillQueueStandsStill": Case(
+        "6m",
+        queue(),
+        [
+            queue(called="2x24 3x24 4x24"),
+            # Whoever was called may still come.
+            queue(live="1x72"),
+            # Somebody was called, and came at once.
+            queue(called="0+1x72"),
+            queue(waiting="0x72"),
+            queue(left="0x72"),
+            queue(phase="paused"),
+            # It has begun to sell only now.
+            queue() | {SELLING: "_x40 1x32"},
+            # A moment between two calls.
+            queue(live="1x40 0x3 1x29"),
         ],
     ),
     "SeckillSalePaused": Case("3m", sale("paused"), [sale("selling", asked="0x144")]),

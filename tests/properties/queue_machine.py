@@ -52,12 +52,12 @@ class QueueMachine(RuleBasedStateMachine):
         rules = Rules(mode, stock, rate, overbook, LIFE_MS, HOLD_MS, DRAW_MS)  # type: ignore[arg-type]
         self.core.begin_queue(
             mode, stock, rate=rate, overbook=overbook, life_ms=LIFE_MS, draw_in_ms=DRAW_MS,
-            hold_ms=HOLD_MS, max_lapsed=0,
+            hold_ms=HOLD_MS, max_lapsed=0, clock_jump_ms=10**12,
         )  # fmt: skip
         self.twin, self.began_ms = QueueTwin(rules), self.core.now_ms
 
     def teardown(self) -> None:
-        self.client.delete(*self.core.keys, *self.core.queue_keys)
+        self.client.delete(*self.core.keys, *self.core.queue_keys, self.core.clock)
 
     # -- tickets ------------------------------------------------------------------------------
 
@@ -119,7 +119,7 @@ class QueueMachine(RuleBasedStateMachine):
             )
             # As it was before this step.
             risk[0] -= sum(name is not None for name in twin.line[step.start : step.stop])
-            assert step.at_ms == self.core.now_ms
+            assert step.at_ms == look.turn_ms
             twin.call(step.number, step.start, step.stop, twin.worth(used, risk))
             self.known = step.number
             self._hand_out(step)
@@ -130,10 +130,11 @@ class QueueMachine(RuleBasedStateMachine):
     def _hand_out(self, step: Step) -> None:
         for name in self.twin.line[step.start : step.stop]:
             if name is not None:
-                self.tokens.append((name, step.number, self.twin.now_ms, self.twin.tickets[name]))
+                self.tokens.append((name, step.number, self.twin.turn_ms, self.twin.tickets[name]))
 
     def _compare(self, look) -> None:  # type: ignore[no-untyped-def]
         twin = self.twin
+        assert look.turn_ms == self.began_ms + twin.turn_ms
         assert (look.head, look.lapsed, look.lapses) == (twin.head, twin.lapsed, twin.lapses)
         assert (look.tail, look.waiting) == (len(twin.line), len(twin.waiting))
         assert (look.live, look.next) == (twin.live, twin.next)
@@ -210,6 +211,17 @@ class QueueMachine(RuleBasedStateMachine):
     def pause_or_resume(self) -> None:
         assert (self.core.resume() if self.twin.paused else self.core.pause()) is Status.DONE
         self.twin.paused = not self.twin.paused
+
+    @precondition(lambda self: self.twin.paused)
+    @rule(ms=st.sampled_from([LIFE_MS, 90_000]))
+    def wait_and_resume(self, ms: int) -> None:
+        """However long a pause, seen by a look at its beginning, takes nobody's turn."""
+        self.look()
+        turn_ms = self.twin.turn_ms
+        self.wait_and_look(ms)
+        self.pause_or_resume()
+        self.look()
+        assert self.twin.turn_ms == turn_ms
 
     @invariant()
     def stock_agrees(self) -> None:

@@ -13,13 +13,14 @@ MUTATIONS = (
         "if false then",
     ),
     Mutation(
-        "looking renews a token's life", ("admit",), "step.to, step.at_ms, step.unused",
-        "step.to, now_ms, step.unused",
+        "looking renews a token's life", ("admit",), "step.at_ms, step.unused, step.age)",
+        "now_ms, step.unused, step.age)",
     ),
-    Mutation("no bound of overbooking", ("admit",), "(count, room, waiting", "(count, waiting"),
+    Mutation("no bound of overbooking", ("admit",), "math.min(count, room)", "count"),
     Mutation("the line stands still", ("admit",), "pace.credit + earned", "pace.credit"),
     Mutation("the rate is ignored", ("admit",), "waiting, credit_at(pace, now_ms)", "waiting"),
     Mutation("a pause is ignored", ("admit",), "if not closed and (not last", "if (not last"),
+    Mutation("a pause uses turns up", ("admit",), "closed and 0 or 1", "1"),
     Mutation("lapses are not counted", ("admit",), "queue.lapses + step.unused", "queue.lapses"),
     Mutation("uses are not counted", ("admit",), "step.unused = step.unused - count", ""),
     Mutation(
@@ -38,7 +39,7 @@ MUTATIONS = (
         "if queue.closed and not queue.ranked and number < queue.closed then",
     ),
     Mutation("a turn is not freed", ("leave",), "freed .. ':l', 1", "freed .. ':l', 0"),
-    Mutation("a token never lapses", ("reserve",), "untils[i] <= now_ms", "untils[i] == 0"),
+    Mutation("a token never lapses", ("reserve",), "untils[i] <= turn_ms", "untils[i] == 0"),
     Mutation("a buyer comes many times", ("reserve",), "if steps and not purse_text", "if steps"),
     Mutation(
         "a token outlives its ticket", ("reserve",), "elseif tickets and", "elseif false and"

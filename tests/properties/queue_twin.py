@@ -53,11 +53,14 @@ class Rules:
 
 @dataclass
 class QueueTwin:
-    """``line`` is who stands at each position, None for a place that was given up; ``late`` are
-    numbers that came after the list was closed and before it was ranked."""
+    """``turn_ms`` is the queue's clock: it goes on while the sale sells, as of the last look
+    (``sells``). ``line`` is who stands at each position, None for a place that was given up;
+    ``late`` are numbers that came after the list was closed and before it was ranked."""
 
     rules: Rules
     now_ms: int = 0
+    turn_ms: int = 0
+    sells: bool = True
     paused: bool = False
     next: int = 0
     closed: int | None = None
@@ -82,6 +85,7 @@ class QueueTwin:
 
     def pass_time(self, ms: int) -> None:
         self.now_ms += ms
+        self.turn_ms += ms if self.sells else 0
         if self.rules.mode != "queue" and self.closed is None and self.now_ms >= self.rules.draw_ms:
             self.closed = self.next
 
@@ -147,12 +151,13 @@ class QueueTwin:
 
     def let_lapse(self) -> None:
         """What a look does first."""
-        while self.steps and self.steps[0].at_ms + self.rules.life_ms <= self.now_ms:
+        self.sells = not self.paused
+        while self.steps and self.steps[0].at_ms + self.rules.life_ms <= self.turn_ms:
             step = self.steps.pop(0)
             self.lapsed, self.lapses = step.stop, self.lapses + step.unused
-        earned = self.rules.rate * (self.now_ms - self.last_ms) / 1_000
+        earned = self.rules.rate * (self.turn_ms - self.last_ms) / 1_000
         self.credit = min(self.credit + earned, max(1, self.rules.rate))
-        self.last_ms = self.now_ms
+        self.last_ms = self.turn_ms
 
     @property
     def may_call(self) -> bool:
@@ -161,7 +166,7 @@ class QueueTwin:
             not self.paused
             and self.available > 0
             and bool(self.waiting)
-            and self.now_ms - self.stepped_ms >= self.rules.pause_ms
+            and self.turn_ms - self.stepped_ms >= self.rules.pause_ms
             and (self.rules.rate == 0 or self.credit >= 1 - TOLERANCE)
         )
 
@@ -186,8 +191,8 @@ class QueueTwin:
         if self.rules.rate:
             assert len(people) <= self.credit + TOLERANCE
             self.credit = max(0.0, self.credit - len(people))
-        self.steps.append(TwinStep(number, start, stop, self.now_ms, len(people)))
-        self.called_steps, self.head, self.stepped_ms = number, stop, self.now_ms
+        self.steps.append(TwinStep(number, start, stop, self.turn_ms, len(people)))
+        self.called_steps, self.head, self.stepped_ms = number, stop, self.turn_ms
         self.called += len(people)
 
     called_steps: int = 0
@@ -195,7 +200,7 @@ class QueueTwin:
     def worth(self, used: Sequence[int], risk: Sequence[int]) -> float:
         """The live tokens, each counted by its chance as against a new one; ``used`` and ``risk``
         are what the sale has seen of each age."""
-        reached = [(self.now_ms - step.at_ms) * AGES / self.rules.life_ms for step in self.steps]
+        reached = [(self.turn_ms - step.at_ms) * AGES / self.rules.life_ms for step in self.steps]
         seen = list(map(float, risk))
         for step, age in zip(self.steps, reached, strict=True):
             seen[int(age)] -= step.unused * (1 - age % 1)
@@ -216,7 +221,7 @@ class QueueTwin:
         """``step``: its number, and when it called. ``number``: the token's ticket."""
         if self.paused:
             return Status.PAUSED
-        if step[1] + self.rules.life_ms <= self.now_ms:
+        if step[1] + self.rules.life_ms <= self.turn_ms:
             return Status.TOKEN_EXPIRED
         if self.tickets.get(buyer) != number:
             return Status.UNKNOWN_TICKET

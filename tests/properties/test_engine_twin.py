@@ -19,7 +19,7 @@ SOAK_SECONDS = int(os.environ.get("SECKILL_SOAK_SECONDS", "180"))
 ROUND = 50
 
 TWIN = settings(
-    max_examples=300,
+    max_examples=100,
     stateful_step_count=30,
     deadline=None,
     print_blob=True,

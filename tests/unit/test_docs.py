@@ -72,6 +72,11 @@ GUIDES = (
     "settings",
     "queue",
     "fair-draw",
+    "capacity",
+    "socket",
+    "redis",
+    "durability",
+    "scaling",
 )
 # Run by tests/ledger/test_guides.py, because something must have happened before each part.
 LEDGER_GUIDES = ("handoff", "recovery")
@@ -158,7 +163,7 @@ class Reader:
                 case "console":
                     for command, expected in commands_of(text):
                         self.run_command(command, expected, f"{at}: $ {command}")
-                case "" | "ini" | "java" | "json" | "php" | "promql" | "yaml":
+                case "" | "ini" | "java" | "js" | "json" | "php" | "promql" | "yaml":
                     pass  # Diagrams, and other people's files; test_api_doc.py and others run them.
                 case _:
                     pytest.fail(f"{at}: nobody knows how to check {language!r}")

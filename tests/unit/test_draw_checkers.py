@@ -116,7 +116,6 @@ def test_checkers_refuse_what_was_changed(tmp_path: Path) -> None:
     cut = tickets[: tickets.rstrip().rindex("\n") + 1]
     changed = [
         case | {"draw": record | {"seed": bytes(32).hex()}},
-        case | {"draw": record | {"seed": None}},
         case | {"draw": record | {"definition": record["definition"] + " "}},
         case | {"draw": record | {"tickets": record["tickets"] + 1}},
         case | {"draw": record | {"sale": "another"}},
@@ -125,10 +124,16 @@ def test_checkers_refuse_what_was_changed(tmp_path: Path) -> None:
         case | {"buyer": "somebody"},
         case | {"salt": bytes(16).hex()},
     ]
+    named = next(one for one in random_draws(9) if one["draw"]["public_value"] is not None)
+    unnamed = next(one for one in random_draws(9) if one["draw"]["public_value"] is None)
+    # A value that somebody adds or drops when the list is known.
+    for one, value in ((named, None), (unnamed, "29")):
+        changed.append(one | {"draw": one["draw"] | {"public_value": value}})
     answers = python_answers(changed)
     assert all(isinstance(answer, str) for answer in answers)
-    seed, _, definition, count, sale, digest, _, absent, _ = answers
-    assert seed.startswith("the seed is not the one")
+    seed, definition, count, sale, digest, _, absent, _, dropped, added = answers
+    assert dropped == added == "the definition and the public value do not fit"
+    assert seed == "the seed is not the one that was committed to"
     assert definition.startswith("the definition is not")
     assert count == "the list has another number of tickets"
     assert sale == "the list is of another sale"
@@ -145,10 +150,62 @@ def test_checkers_as_the_guide_calls_them(tmp_path: Path) -> None:
     words = [
         str(EXAMPLES / word) if word.endswith((".json", ".txt")) else word for word in shown.split()
     ]
-    for program in ([sys.executable, "check.py"], [node(), "check.mjs"]):
-        command = [program[0], str(EXAMPLES / program[1]), *words]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    for name in ("check.py", "check.mjs"):
+        done = run(name, tmp_path, *words)
         assert (done.returncode, done.stdout) == (0, printed), done.stderr
+
+
+def run(name: str, folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    program = sys.executable if name.endswith(".py") else node()
+    command = [program, str(EXAMPLES / name), *words]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60)
+
+
+BUYER = ("buyer-5", "dcb818e148225df50166164c920a8816")
+GOOD = ("draw.json", "tickets.txt", *BUYER)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        ((), 2, "usage: "),
+        (GOOD[:3], 2, "usage: "),
+        (("none.json", *GOOD[1:]), 2, "a file or the salt is of no use: "),
+        (("draw.json", "none.txt", *BUYER), 2, "a file or the salt is of no use: "),
+        (("tickets.txt", *GOOD[1:]), 2, "a file or the salt is of no use: "),
+        (("list.json", *GOOD[1:]), 2, "a file or the salt is of no use: "),
+        ((*GOOD[:3], "no hex"), 2, "a file or the salt is of no use: "),
+        (("secret.json", *GOOD[1:]), 2, "the seed is not revealed yet\n"),
+        (("another.json", *GOOD[1:]), 1, "the seed is not the one that was committed to\n"),
+        (("draw.json", "shorter.txt", *BUYER), 1, "the list is not the one that was closed\n"),
+        ((*GOOD[:2], "buyer-6", BUYER[1]), 1, "this buyer is not in the list, or the salt is"),
+    ],
+)
+@pytest.mark.parametrize("name", ["check.py", "check.mjs"])
+def test_checkers_say_in_one_line_what_is_wrong(
+    name: str, words: tuple[str, ...], code: int, said: str, tmp_path: Path
+) -> None:
+    record = json.loads((EXAMPLES / "draw.json").read_bytes())
+    tickets = (EXAMPLES / "tickets.txt").read_text("utf-8")
+    files = {
+        "draw.json": json.dumps(record),
+        "secret.json": json.dumps(record | {"seed": None}),
+        "another.json": json.dumps(record | {"seed": bytes(32).hex()}),
+        "list.json": "[]",
+        "tickets.txt": tickets,
+        "shorter.txt": "".join(tickets.splitlines(keepends=True)[:-1]),
+    }
+    for file, text in files.items():
+        (tmp_path / file).write_text(text, "utf-8")
+    done = run(name, tmp_path, *words)
+    assert (done.returncode, done.stderr.count("\n")) == (code, 1), done.stderr
+    assert done.stderr.startswith(said)
+    assert "place " not in done.stdout
+    # The guide shows one of these.
+    if words[1:2] == ("shorter.txt",):
+        assert f"$ python3 examples/draw/check.py {' '.join(words)}\n…\n{said}```\n" in (
+            GUIDE.read_text("utf-8")
+        )
 
 
 @pytest.mark.parametrize("name", ["check.py", "check.mjs"])
@@ -159,4 +216,8 @@ def test_checkers_need_nothing_else(name: str) -> None:
     assert imported
     for python, javascript in imported:
         assert python in allowed or javascript.startswith("node:")
-    assert len(text.splitlines()) <= 55
+    # Short enough to be read by whoever does not want to trust it: the reckoning itself, and all.
+    reckoning = re.search(r"(?ms)^(?:def|export function) check\(.*?\n(?=\n\n|})", text)
+    assert reckoning is not None
+    assert len(reckoning[0].splitlines()) <= 43
+    assert sum(map(bool, text.splitlines())) <= 68

@@ -193,7 +193,10 @@ def test_all_errors_at_once(folder: Path) -> None:
                 ' IPv6 network; write an address, a network such as 10.0.0.0/8, or "unix"'
             ),
             f"{file}redis.url, redis.data: are both given; give one of the two",
-            f'{file}redis.durability: "fsync" is refused; write aof or memory',
+            (
+                f'{file}redis.durability: \'fsync\' is unknown; pass "aof", "memory" or'
+                ' "replicas:N" with N from 1 to 9'
+            ),
             (
                 f"{file}users.secrets[1]: is 12 bytes long; use at least 32 random bytes:"
                 " openssl rand -base64 48"

@@ -183,6 +183,38 @@ def test_what_a_queue_says_on_joining_is_about_right(pacer: Pacer) -> None:
     assert error < 0.2
 
 
+@pytest.mark.parametrize("show_up", [0.2, 0.7])
+def test_who_waits_for_the_stock_is_told_no_time(pacer: Pacer, show_up: float) -> None:
+    """At this rate all are called that the stock allows; the others wait for who stays away."""
+    ruled = rules(units=200, rate_per_s=200, token_life_ms=60_000)
+    crowd = make_crowd("rush", 5_000, ruled, 1)
+    found, evening = rehearse(ruled, crowd, Habits(show_up=show_up), pacer)
+    told = [one for one in evening.told if one.eta_ms is not None]
+    assert 0 < len(told) < len(evening.told)
+    assert found.eta_error is not None
+    assert found.eta_error < 0.3
+
+
+def test_a_lull_says_nothing_of_the_pace(pacer: Pacer, tmp_path: Path) -> None:
+    """Two hundred at the opening, and ten minutes later four hundred within four seconds."""
+    came = [0.0] * 200 + [600 + place / 100 for place in range(400)]
+    file = tmp_path / "came.csv"
+    file.write_text("".join(f"{second:.2f}\n" for second in came))
+    ruled = rules(units=2_000, rate_per_s=20, token_life_ms=60_000)
+    crowd = make_crowd(str(file), None, ruled, 1)
+    error = rehearse(ruled, crowd, Habits(), pacer)[0].eta_error
+    assert error is not None
+    assert error < 0.2
+
+
+def test_a_draw_calls_as_many_as_it_can_surely_serve(pacer: Pacer) -> None:
+    """Each winner may take five of a hundred units, so there are twenty at a time."""
+    ruled = rules("draw", units=100, each=5, draw_ms=0, joins_ms=-60_000)
+    crowd = make_crowd("rush", 3_000, ruled, 1)
+    evening = rehearse(ruled, crowd, Habits(), pacer)[1]
+    assert evening.moments[0].head == 20
+
+
 def test_the_same_seed_is_the_same_evening(pacer: Pacer) -> None:
     found = evening_of(pacer, rules())
     assert evening_of(pacer, rules()) == found
@@ -345,3 +377,24 @@ def test_the_picture_of_hardly_anybody(pacer: Pacer, mode: Mode, buyers: int) ->
     found, evening = rehearse(ruled, crowd, Habits(), pacer)
     assert found.buyers == buyers
     ElementTree.fromstring(picture(evening, "a", []))  # noqa: S314 - written above
+
+
+@pytest.mark.parametrize(
+    ("late_ms", "last_ms", "labels"),
+    [
+        (13_300, 5_880_000, ["0 s", "+1 s", "+2 s", "+1 h 38 min"]),
+        (19_000, 5_880_000, ["0 s", "+1 s", "+2 s", "+19 s", "+1 h 38 min"]),
+        (5_940_000, 7_200_000, ["0 s", "+1 s", "+2 s", "+1 h 39 min", "+2 h"]),
+    ],
+)
+def test_no_two_labels_of_the_picture_touch(
+    pacer: Pacer, late_ms: int, last_ms: int, labels: list[str]
+) -> None:
+    """One in the middle is left out before it runs into the last one's."""
+    came = [*(100 * place for place in range(30)), *([late_ms] * 9), last_ms]
+    ruled = rules(ends_ms=last_ms + 1)
+    _, evening = rehearse(ruled, Crowd(array("q", came), ruled, 1), Habits(), pacer)
+    root = ElementTree.fromstring(picture(evening, "a", []))  # noqa: S314 - written above
+    texts = root.iter("{http://www.w3.org/2000/svg}text")
+    # Both of the lower panels have them.
+    assert [text.text for text in texts if text.get("y") == "636"] == labels * 2

@@ -352,3 +352,17 @@ def test_attrs() -> None:
     refusal("attrs", "surrogate", "UTF-8", check_attrs, "\ud83d", "attrs")
     for wrong in (None, b"", [1], 1):
         refusal("attrs", "not text", "at most 512", check_attrs, wrong, "attrs")
+
+
+@given(
+    st.text(max_size=66)
+    | st.text(st.sampled_from("aZ0-!~{}+.,| \x7f\x1f\né"), max_size=3)
+    | st.text(st.just("a"), min_size=63, max_size=66)
+)
+def test_an_id_is_what_the_expression_says(text: str) -> None:
+    """Most ids are not held against it, because that takes longer than all else that is checked."""
+    if sale_module._OPAQUE(text):
+        assert check_buyer(text, "buyer") is text
+    else:
+        with pytest.raises(InvalidInput, match="buyer"):
+            check_buyer(text, "buyer")

@@ -466,6 +466,20 @@ BAD_TOML: dict[str, tuple[str | bytes, int | None, str, str, str]] = {
     "unknown-key": (TOML + "hold = 900_000\n", 6, "hold", "not a key of a sale", "hold_ms?"),
     "unknown-key-far-off": (TOML + "x = 0.8\n", 6, "x", "not a key", "write one of id, title"),
     "unknown-table": (TOML + "[limits]\nper_order = 1\n", 6, "limits", "not a key", "limit_per"),
+    "open-admission": (
+        TOML + '[admission]\nmode = "open"\n',
+        7,
+        "admission.mode",
+        "is what a sale without an admission is",
+        "for an open sale remove [admission]",
+    ),
+    "admission-without-mode": (
+        TOML + "[admission]\nrate_per_s = 5\n",
+        6,
+        "admission.mode",
+        "is missing",
+        "write queue, shuffle or draw",
+    ),
     "dotted-key": (TOML + "limits.per_order = 1\n", 6, "limits", "not a key", "limit_per"),
     "local-time": (
         swap(TOML, "20:00:00+08:00", "20:00:00"),

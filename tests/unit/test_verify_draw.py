@@ -27,6 +27,7 @@ GUIDE = Path(__file__).parents[2] / "docs" / "fair-draw.md"
 WEIGHTS = (1, 2, 0, 7, 1, 1)
 NUMBERS = [number for number, weight in enumerate(WEIGHTS) if weight]
 OTHER_HEX = "0f" * 32
+CHANGED_ENDS = "ends with CR and LF: the line ends of the list were changed"
 
 
 def judged(record: DrawRecord, tickets: bytes, **more: object) -> DrawVerdict:
@@ -274,7 +275,8 @@ def test_every_finding_is_in_the_guide() -> None:
         (rb"(?s)\A.*", b"", r"tickets\.txt:1: is not"),
         (rb"\A", b"\xef\xbb\xbf", r"tickets\.txt:1: is not"),
         (rb"\n\Z", b"", r"tickets\.txt:6: is cut off"),
-        (rb"(?m)(?<=[0-9a-f])\n3", b"\r\n3", r"tickets\.txt:3: ends with CR and LF"),
+        (rb"(?m)(?<=[0-9a-f])\n3", b"\r\n3", rf"tickets\.txt:3: {CHANGED_ENDS}"),
+        (rb"\n", b"\r\n", rf"tickets\.txt:1: {CHANGED_ENDS}"),
         (rb"\n3 ", b"\n03 ", r"tickets\.txt:4: is not a number"),
         (rb"\n3 ", b"\n-3 ", r"tickets\.txt:4: is not a number"),
         (rb"\n3 7", b"\n3 0", r"tickets\.txt:4: is not a number"),
@@ -356,7 +358,7 @@ def test_any_bytes_as_a_record(data: bytes) -> None:
 
 
 @given(FIELDS, st.booleans())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_values_in_a_record(made: MadeDraw, fields: dict[str, object], own_id: bool) -> None:
     plain = json.loads(made.record.encode()) | fields
     if own_id and isinstance(text := plain["definition"], str):
@@ -366,7 +368,7 @@ def test_any_values_in_a_record(made: MadeDraw, fields: dict[str, object], own_i
 
 
 @given(st.data())
-@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_any_damage_of_a_list(made: MadeDraw, data: st.DataObject) -> None:
     """Cut out a part anywhere and put another in: it is refused, or it is seen."""
     start = data.draw(st.integers(0, len(made.tickets)))

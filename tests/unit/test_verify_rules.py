@@ -338,7 +338,7 @@ async def test_a_header_that_differs_breaks_its_rule_and_no_other(
 ) -> None:
     state = verify_module._State(seq=seq, **redis_after_sound())
     monkeypatch.setattr(verify_module, "_read_state", AsyncMock(return_value=state))
-    calls = SimpleNamespace(client=None, attempt=AsyncMock(return_value=None))
+    calls = SimpleNamespace(client_of=lambda key: None, attempt=AsyncMock(return_value=None))
     engine: Any = SimpleNamespace(
         sale=AsyncMock(return_value=sale), history=sound_history, _calls=calls
     )

@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 
+from tests.children import child
 from tests.web.intake import Client
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "process_on",
     "serve",
     "until",
+    "until_read",
     "until_refused",
     "workers_of",
 ]
@@ -75,17 +77,17 @@ async def process_on(
     """A process that calls ``run`` and takes everybody for the mall's backend. It waits long for
     Redis and for clients, so that no test depends on how quick the machine is."""
     arguments = ("-c", _PROGRAM, url, str(drain_s), str(path or ""))
-    async with _child(*arguments) as child:
-        assert child.stdout is not None
-        address = (await child.stdout.readline()).decode().strip()
-        assert address, (await child.communicate())[1].decode()
+    async with _child(*arguments) as process:
+        assert process.stdout is not None
+        address = (await process.stdout.readline()).decode().strip()
+        assert address, (await process.communicate())[1].decode()
         if path is None:
             connector: aiohttp.BaseConnector = aiohttp.TCPConnector(limit=0)
         else:
             assert address == f"unix:{path}"
             connector, address = aiohttp.UnixConnector(str(path)), "http://intake"
         async with aiohttp.ClientSession(connector=connector) as session:
-            yield Process(session, address, child)
+            yield Process(session, address, process)
 
 
 class Serve(Process):
@@ -99,18 +101,18 @@ class Serve(Process):
 async def serve(*options: str, key: str | None = None) -> AsyncIterator[Serve]:
     """``seckill serve --port 0`` with these options; the client sends ``key``, or the one that
     ``--dev`` printed."""
-    async with _child("-P", "-m", "seckill.cli", "serve", "--port", "0", *options) as child:
-        assert child.stdout is not None
+    async with _child("-P", "-m", "seckill.cli", "serve", "--port", "0", *options) as parent:
+        assert parent.stdout is not None
         said = ""
         while "Ctrl-C ends it" not in said:
-            line = (await child.stdout.readline()).decode()
-            assert line, said + (await child.communicate())[1].decode()
+            line = (await parent.stdout.readline()).decode()
+            assert line, said + (await parent.communicate())[1].decode()
             said += line
         key = key or _first(r"SECKILL_KEY=(\S+)", said)
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(limit=0), headers={"Authorization": f"Bearer {key}"}
         ) as session:
-            started = Serve(session, _first(r"takes orders on (\S+)", said), child)
+            started = Serve(session, _first(r"takes orders on (\S+)", said), parent)
             started.said, started.url = said, _first(r"server (\S+)", said)
             yield started
 
@@ -129,14 +131,29 @@ def workers_of(parent: int) -> set[int]:
     return found
 
 
-def connections_of(pid: int, port: int) -> int:
-    """How many connections to this port a process has taken."""
+def _established(port: int) -> list[list[str]]:
+    """The kernel's lines about the connections to this port, as their listener has them."""
     lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
-    established = {
-        f"socket:[{fields[9]}]"
+    return [
+        fields
         for fields in lines
         if fields[3] == "01" and int(fields[1].rpartition(":")[2], 16) == port
-    }
+    ]
+
+
+async def until_read(base: str) -> None:
+    """Until whoever listens there has read all that was sent to it. What this process has begun to
+    send is on its way first: it takes a few turns of the event loop."""
+    for _ in range(20):
+        await asyncio.sleep(0.005)
+    port = int(base.rpartition(":")[2])
+    # tx_queue:rx_queue; the second is what has come and was not read.
+    await until(lambda: not any(int(f[4].partition(":")[2], 16) for f in _established(port)))
+
+
+def connections_of(pid: int, port: int) -> int:
+    """How many connections to this port a process has taken."""
+    established = {f"socket:[{fields[9]}]" for fields in _established(port)}
     links = Path(f"/proc/{pid}/fd").iterdir()
     return sum(str(link.readlink()) in established for link in links)
 
@@ -180,19 +197,14 @@ async def _child(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
     }
     # gunicorn leaves a socket to the garbage collector.
     warnings = "error,ignore::ResourceWarning" if "serve" in arguments else "error"
-    child = await asyncio.create_subprocess_exec(
+    async with child(
         *(sys.executable, *arguments),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
         cwd=ROOT,
         env=clean | {"PYTHONWARNINGS": warnings, "PYTHONPATH": str(ROOT)},
-    )
-    try:
-        yield child
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.communicate()
+    ) as process:
+        yield process
 
 
 def _first(pattern: str, text: str) -> str:

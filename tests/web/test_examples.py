@@ -32,6 +32,7 @@ from seckill.salefile import load_sale
 from seckill.server import create_app
 from seckill.server.settings import ApiKey, Settings
 from seckill.verify import verify
+from tests.children import child
 from tests.support import make_item, make_sale
 from tests.web.intake import serving
 
@@ -114,19 +115,13 @@ class Process:
 
 @asynccontextmanager
 async def process(command: Sequence[object], environ: dict[str, str]) -> AsyncIterator[Process]:
-    child = await asyncio.create_subprocess_exec(
-        sys.executable,
-        *map(str, command),
+    async with child(
+        *(sys.executable, *command),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=os.environ | environ,
-    )
-    try:
-        yield Process(child)
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.communicate()
+    ) as running:
+        yield Process(running)
 
 
 async def open_now(engine: Engine) -> None:
@@ -290,15 +285,17 @@ async def test_a_client_of_the_guide(
         sale = make_sale(id="tonight", items=(make_item("MUG", **fields),))
         await engine.create(sale)
         await engine.open("tonight")
-        child = await asyncio.create_subprocess_exec(
-            *(language, str(program)),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=os.environ | {"SECKILL_URL": base, "SECKILL_KEY": proof},
-        )
-        async with asyncio.timeout(60):
-            printed, errors = await child.communicate()
-        assert (child.returncode, errors) == (0, b""), errors.decode()
+        async with (
+            child(
+                *(language, program),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.PIPE,
+                env=os.environ | {"SECKILL_URL": base, "SECKILL_KEY": proof},
+            ) as running,
+            asyncio.timeout(60),
+        ):
+            printed, errors = await running.communicate()
+        assert (running.returncode, errors) == (0, b""), errors.decode()
         assert printed.decode() == block("", after="Both print:")
 
 

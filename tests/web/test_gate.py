@@ -1,4 +1,6 @@
-"""The gate before an order: gates of a mall's own, good and bad ones, and the proof of work."""
+"""The gate before an order and a ticket: gates of a mall's own, good and bad ones, and the proof of
+work.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +12,7 @@ import subprocess
 import tomllib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +24,7 @@ import pytest
 from aiohttp import web
 from pydantic import SecretStr
 
+from seckill.admission import Admission
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
@@ -420,6 +424,69 @@ async def test_an_order_takes_a_proof_and_its_retry_the_same_one(intake_with: Op
         assert "another buyer" in stolen.json["detail"]
         # The mall's own programs need none, for whatever buyer.
         assert (await order(intake, sale, None)).http == 201
+
+
+def in_line() -> dict[str, Any]:
+    """What makes a sale one with a queue that calls nobody yet."""
+    opens_at = datetime.now(UTC) + timedelta(minutes=10)
+    return {"admission": Admission(mode="queue"), "opens_at": opens_at}
+
+
+async def join(intake: Intake, sale: str, buyer: str | None = "b1", **headers: str) -> Answer:
+    who = {"Seckill-Buyer": "b9"} if buyer is None else {"Test-Buyer": buyer}
+    return await intake.call("POST", f"/v1/sales/{sale}/tickets", headers=who | headers)
+
+
+async def test_a_ticket_takes_a_proof_and_an_order_the_same_one(intake_with: Open) -> None:
+    settings = Settings(gate=Section(work_bits=BITS, secrets=(SecretStr(NEW),)))
+    async with intake_with(settings=settings) as intake:
+        sale = (await intake.open_sale({"a": 5}, **in_line())).id
+        bare = await join(intake, sale)
+        assert bare.is_problem(403, "proof_required")
+        assert bare.json["field"] == "Seckill-Proof"
+        given = (await challenge(intake, sale)).json
+        header = {"Seckill-Proof": solve(given["challenge"], given["bits"])}
+        stolen = await join(intake, sale, "b2", **header)
+        assert stolen.is_problem(403, "proof_required")
+        # Nobody has a place without a proof.
+        mine = await join(intake, sale, **header)
+        assert (mine.http, mine.json["place"]["number"]) == (201, 0)
+        assert (await join(intake, sale, **header)).code == "exists"
+        # Looking and leaving costs no work.
+        me, ticket = f"/v1/sales/{sale}/tickets/me", mine.json["place"]["ticket"]
+        who = {"Test-Buyer": "b1", "Seckill-Ticket": ticket}
+        assert (await intake.call("GET", me, headers=who)).http == 200
+        assert (await order(intake, sale)).is_problem(403, "proof_required")
+        assert (await order(intake, sale, **header)).is_problem(409, "not_open")
+        assert (await intake.call("DELETE", me, headers=who)).http == 200
+        # The mall's own programs need none, for whatever buyer.
+        assert (await join(intake, sale, None)).http == 201
+
+
+async def test_a_gate_of_the_malls_own_is_told_who_wants_to_join(intake_with: Open) -> None:
+    gate = MallGate(lets_in)
+    async with intake_with(gate) as intake:
+        sale = (await intake.open_sale({"a": 5}, **in_line())).id
+        assert (await join(intake, sale, **{"Seckill-Proof": "captcha-7"})).http == 201
+        assert gate.asked == [Entry(sale, "b1", "", "gold", "127.0.0.1", "captcha-7")]
+        gate.answer = refuses
+        refusal = await join(intake, sale, "b2")
+        assert refusal.is_problem(403, "gate_refused")
+        assert refusal.json["detail"] == "call our service desk"
+        assert (await join(intake, sale, None)).http == 201
+        assert len(gate.asked) == 2
+
+
+@pytest.mark.usefixtures("quick")
+async def test_a_failing_gate_lets_nobody_join(intake_with: Open) -> None:
+    gate = MallGate(raises)
+    async with intake_with(gate) as intake:
+        sale = (await intake.open_sale({"a": 5}, **in_line())).id
+        failed = await join(intake, sale)
+        assert failed.is_problem(503, "gate_unavailable")
+        assert b"13800138000" not in failed.body
+        gate.answer = lets_in
+        assert (await join(intake, sale)).json["place"]["number"] == 0
 
 
 async def test_two_workers_with_the_same_settings_know_each_others_challenges(

@@ -31,6 +31,7 @@ from seckill.keys import shard_keys
 from seckill.server import log as log_module
 from seckill.server.log import ERRORS_PER_S, RequestLines, configure
 from seckill.server.settings import Log
+from tests.children import child
 from tests.support import async_client, make_sale
 from tests.web.intake import Client
 
@@ -401,29 +402,21 @@ def user_token(**claims: Any) -> str:
 
 @asynccontextmanager
 async def intake_process(url: str, form: str, errors: Path) -> Any:
+    command = (sys.executable, "-c", _PROGRAM, url, settings_of(form))
+    pipe = subprocess.PIPE
     with errors.open("wb") as stderr:
-        child = await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", _PROGRAM, url, settings_of(form)),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=stderr,
-        )
-    try:
-        assert child.stdout is not None
-        async with asyncio.timeout(60):
-            base = (await child.stdout.readline()).decode().strip()
-        assert base
-        connector = aiohttp.TCPConnector(local_addr=(ADDRESS, 0))
-        async with aiohttp.ClientSession(connector=connector) as session:
-            yield Client(session, base)
-        assert child.stdin is not None
-        child.stdin.close()
-        async with asyncio.timeout(60):
-            assert await child.wait() == 0
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
+        async with child(*command, stdin=pipe, stdout=pipe, stderr=stderr) as process:
+            assert process.stdout is not None
+            async with asyncio.timeout(60):
+                base = (await process.stdout.readline()).decode().strip()
+            assert base
+            connector = aiohttp.TCPConnector(local_addr=(ADDRESS, 0))
+            async with aiohttp.ClientSession(connector=connector) as session:
+                yield Client(session, base)
+            assert process.stdin is not None
+            process.stdin.close()
+            async with asyncio.timeout(60):
+                assert await process.wait() == 0
 
 
 async def send_bytes(base: str, data: bytes) -> None:

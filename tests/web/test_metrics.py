@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -79,6 +79,21 @@ async def until_ready(metrics: Metrics, ready: bool) -> Scrape:
             if now("seckill_ready") == ready:
                 return now
             await asyncio.sleep(0.1)
+
+
+async def until_so(metrics: Metrics, is_so: Callable[[Scrape], bool]) -> Scrape:
+    """The first scrape of which it is so. The sales are looked at once a second, and those that
+    could not be looked at within a second are not shown."""
+    async with asyncio.timeout(60):
+        while not is_so(now := await scrape(metrics)):  # noqa: ASYNC110 - it is asked
+            await asyncio.sleep(0.1)
+    return now
+
+
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One look at the sales, which may take as long as a busy machine needs for it."""
+    monkeypatch.setattr("seckill.server.metrics.LOOK_S", 60.0)
 
 
 @asynccontextmanager
@@ -192,11 +207,11 @@ async def test_numbers_go_on_after_a_scrape(engine: Engine) -> None:
             assert now("seckill_answer_seconds_count", verb="reserve") == total
 
 
-@pytest.mark.usefixtures("mode")
+@pytest.mark.usefixtures("mode", "patient")
 async def test_every_family_is_shown_and_well_formed(engine: Engine) -> None:
     sale = await open_sale(engine, admission=Admission(mode="queue"))
     await engine.queue.join(sale.id, "b1")
-    await make_group(engine._calls.client, stream_key(sale.id), "mall")
+    await make_group(engine._calls.client_of("sk:sales"), stream_key(sale.id), "mall")
     async with started(engine) as metrics:
         metrics.answered("reserve", "created", 0.001)
         metrics.answered("join", "created", 0.001)
@@ -278,6 +293,7 @@ async def test_a_lane_that_fills(redis_server: EmbeddedServer) -> None:
 # -- sales ------------------------------------------------------------------------------------
 
 
+@pytest.mark.usefixtures("patient")
 async def test_sales(engine: Engine) -> None:
     sale = await open_sale(engine, {"a": 5, "b": 10})
     buyer = "b-7f3c"
@@ -309,22 +325,22 @@ async def test_who_reads_the_events(engine: Engine) -> None:
     async for batch in engine.events(sale.id, "mall", count=1):
         assert len(batch) == 1
         break  # Taken, and not acknowledged.
-    await engine._calls.client.hset(group_keys(sale.id, "mall").dead, "1:sale", "{}")
+    await engine._calls.client_of("sk:sales").hset(group_keys(sale.id, "mall").dead, "1:sale", "{}")
     async with started(engine) as metrics:
-        now = await scrape(metrics)
+        now = await until_so(metrics, lambda now: sale.id in now.text)
         at = {"sale": sale.id, "group": "mall"}
         assert now("seckill_group_unread_events", **at) == 2
-        assert 0 < now("seckill_group_age_seconds", **at) < 60
+        assert 0 < now("seckill_group_age_seconds", **at) < 120
         assert now("seckill_dead_letters", **at) == 1
         order = (await engine.reserve(sale.id, "u1", "k1", {"a": 1})).order
         assert order is not None
         await engine.release(sale.id, order.id)
         await engine.close(sale.id)
-        await asyncio.sleep(1.1)  # One look a second.
-        now = await scrape(metrics)
-        assert now("seckill_group_unread_events", **at) == 5
+        name = "seckill_group_unread_events"
+        await until_so(metrics, lambda now: sale.id in now.text and now(name, **at) == 5)
 
 
+@pytest.mark.usefixtures("patient")
 async def test_sales_are_bounded_and_those_that_sell_come_first(engine: Engine) -> None:
     for number in range(SALES_MAX + 5):
         await engine.create(make_sale(id=f"a-{number:02}"))
@@ -344,8 +360,7 @@ async def test_settled_sales_are_not_in_the_way(engine: Engine) -> None:
     selling = await open_sale(engine, id="z")
     async with started(engine) as metrics:
         assert "seckill_sale" not in (await scrape(metrics)).text
-        await asyncio.sleep(1.1)  # One look a second.
-        now = await scrape(metrics)
+        now = await until_so(metrics, lambda now: "seckill_sale" in now.text)
     assert {dict(at)["sale"] for _, at in now.numbers if "sale" in dict(at)} == {selling.id}
 
 
@@ -356,14 +371,14 @@ async def test_redis_away(tmp_path: Path) -> None:
             sale = await open_sale(engine)
             async with started(engine) as metrics:
                 metrics.answered("reserve", "created", 0.001)
-                now = await scrape(metrics)
-                assert now("seckill_ready") == 1
+                await until_ready(metrics, True)
+                now = await until_so(metrics, lambda now: sale.id in now.text)
                 assert now("seckill_sale_phase", sale=sale.id, phase="selling") == 1
                 os.kill(server.pid, signal.SIGSTOP)
                 try:
-                    now = await until_ready(metrics, False)
+                    await until_ready(metrics, False)
+                    now = await until_so(metrics, lambda now: sale.id not in now.text)
                     assert now("seckill_orders_total", code="created") == 1
-                    assert sale.id not in now.text
                 finally:
                     os.kill(server.pid, signal.SIGCONT)
                 await until_ready(metrics, True)
@@ -599,8 +614,9 @@ async def test_gunicorn(engine: Engine) -> None:
                 while True:
                     now = Scrape((await intake.get("/metrics")).body)
                     orders = now.sum("seckill_orders_total", code="created")
-                    assert orders <= created
-                    if orders == created and now("seckill_workers") == workers:
+                    batched = now("seckill_batch_orders_sum")
+                    assert max(orders, batched) <= created
+                    if orders == batched == created and now("seckill_workers") == workers:
                         return now
                     await asyncio.sleep(0.1)
 
@@ -612,7 +628,7 @@ async def test_gunicorn(engine: Engine) -> None:
         await asyncio.sleep(0.3)
         await order(20)
         now = await settled(2)
-        assert now("seckill_batch_orders_sum") == created == 60
+        assert created == 60
         assert all(now.numbers[key] >= value for key, value in before.counts.items())
 
 

@@ -18,6 +18,7 @@ import pytest
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.verify import verify
+from tests.children import child
 from tests.support import make_sale
 from tests.web.intake import Client
 
@@ -48,19 +49,17 @@ run(engine, port=0, identify=trusting, on_ready=lambda address: print(address, f
 async def worker(
     url: str, session: aiohttp.ClientSession, prelude: str = ""
 ) -> AsyncIterator[Client]:
-    child = await asyncio.create_subprocess_exec(
+    async with child(
         *(sys.executable, "-c", prelude + _PROGRAM, url),
         stdout=asyncio.subprocess.PIPE,
         cwd=ROOT,
         env=os.environ | {"PYTHONPATH": str(ROOT)},
-    )
-    try:
-        assert child.stdout is not None
-        yield Client(session, (await child.stdout.readline()).decode().strip())
-    finally:
-        child.terminate()
+    ) as process:
+        assert process.stdout is not None
+        yield Client(session, (await process.stdout.readline()).decode().strip())
+        process.terminate()
         async with asyncio.timeout(60):
-            assert await child.wait() == 0
+            assert await process.wait() == 0
 
 
 async def test_each_sale_is_sold_by_those_who_know_its_format(

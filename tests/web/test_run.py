@@ -19,7 +19,14 @@ from seckill.sale import Sale
 from seckill.server import run
 from tests.support import make_sale
 from tests.web.intake import trusting
-from tests.web.processes import Process, connections_of, process_on, until, until_refused
+from tests.web.processes import (
+    Process,
+    connections_of,
+    process_on,
+    until,
+    until_read,
+    until_refused,
+)
 
 OUTSIDE = [
     "0.0.0.0",  # noqa: S104 - it must be refused
@@ -118,7 +125,7 @@ async def test_unix_socket(redis_server: EmbeddedServer, tmp_path: Path, sale: S
     async with process_on(redis_server.url, path=path) as intake:
         assert (await intake.reserve(sale.id)).code == "exists"
         intake.signal(signal.SIGINT)
-        assert await intake.ended(30) == 0
+        assert await intake.ended(60) == 0
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -173,7 +180,7 @@ async def test_orders_under_way_get_their_answers(redis_server: EmbeddedServer, 
             os.kill(redis_server.pid, signal.SIGCONT)
         answers = await asyncio.gather(*waiting)
         assert [answer.http for answer in answers] == [201] * 100
-        assert await intake.ended(30) == 0
+        assert await intake.ended(60) == 0
     found = await orders_of(redis_server, sale, [answer.json["order"]["id"] for answer in answers])
     assert all(order is not None for order in found)
 
@@ -191,7 +198,7 @@ async def test_a_client_that_never_finishes_does_not_hold_the_end(
         )
         await until(lambda: connections_of(intake.child.pid, port) == 2)
         intake.signal(signal.SIGTERM)
-        assert await intake.ended(30) == 0
+        assert await intake.ended(60) == 0
         for writer in (idle, stuck):
             writer.close()
 
@@ -202,13 +209,14 @@ async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
             waiting = asyncio.create_task(intake.reserve(sale.id, "second"))
-            await asyncio.sleep(0.3)  # It is sent, on the connection that the first one left.
+            # It goes the way of the first one, on the connection that was left.
+            await until_read(intake.base)
             intake.signal(signal.SIGTERM)
             # Two signals that come at once are one.
             await until_refused(intake.base)
             assert intake.child.returncode is None
             intake.signal(signal.SIGTERM)
-            assert await intake.ended(30) == -signal.SIGTERM
+            assert await intake.ended(60) == -signal.SIGTERM
             with pytest.raises(aiohttp.ClientConnectionError):
                 await waiting
         finally:

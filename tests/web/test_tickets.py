@@ -3,26 +3,37 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
+import aiohttp
+import msgspec
 import pytest
+import yaml
 
 from seckill import queue as queue_module
 from seckill import queues as queues_module
 from seckill.admission import Admission
 from seckill.embedded import EmbeddedServer
+from seckill.engine import Engine
+from seckill.keys import queue_keys
 from seckill.queue import Place, Queue
 from seckill.sale import Sale
+from seckill.server import create_app
 from seckill.server.etas import EtaErrors
 from seckill.server.wire_queue import poll_after_ms
 from seckill.status import Status
-from seckill.tokens import Keys, new_key
+from seckill.tokens import Keys
 from tests.support import async_client, make_sale
 from tests.web.intake import Answer, Intake
+from tests.web.intake import serving as serving_app
+from tests.web.test_gate import by_header
 from tests.web.test_hot_route import serving, token
 
+ALERTS = Path(__file__).parents[2] / "deploy" / "alerts.yml"
 ORDER = {"items": [{"sku": "a", "quantity": 1}]}
 
 
@@ -33,7 +44,7 @@ def queued(**fields: Any) -> dict[str, Any]:
 
 async def until(asked: Callable[[], Awaitable[Answer]], is_so: Callable[[Any], bool]) -> Any:
     """Asks until the answer is so."""
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while True:
             said = (await asked()).json
             if is_so(said):
@@ -63,7 +74,9 @@ async def called(intake: Intake, sale: Sale, buyer: str) -> str:
     return str(said["token"])
 
 
-async def order(intake: Intake, sale: Sale, buyer: str, token: str, key: str = "k") -> Answer:
+async def order(
+    intake: Intake, sale: Sale, buyer: str, token: str | None, key: str = "k"
+) -> Answer:
     return await intake.post(f"/v1/sales/{sale.id}/orders", ORDER | {"token": token}, buyer, key)
 
 
@@ -96,7 +109,12 @@ async def test_the_way_to_the_till(intake: Intake) -> None:
     assert said["poll_after_ms"] is None
     assert 0 < said["expires_ms"] - said["at_ms"] <= 120_000
 
-    assert (await order(intake, sale, "b1", "")).is_problem(403, "queue_token_needed")
+    for nothing in ("", None):
+        said = await order(intake, sale, "b1", nothing)
+        assert said.is_problem(403, "queue_token_needed"), nothing
+    line = {"buyer": "b1", "key": "k", "token": None} | ORDER
+    batch = await intake.post(f"/v1/sales/{sale.id}/orders:batch", {"orders": [line]})
+    assert batch.json["answers"] == [{"status": 403, "code": "queue_token_needed"}]
     bought = await order(intake, sale, "b1", token)
     assert (bought.http, bought.code) == (201, "created")
     # A retry finds its order, with the token or without.
@@ -145,6 +163,24 @@ async def test_a_ticket_is_its_buyers_and_its_sales(intake: Intake) -> None:
     )
 
 
+async def test_a_ticket_whose_key_was_retired(
+    intake: Intake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(queues_module, "ROTATE_S", 0.0)
+    sale = await intake.open_sale({"a": 5}, **queued())
+    old = (await join(intake, sale, "b1")).json["place"]
+    for rotated in range(3):
+        assert (await place(intake, sale, "b1", old["ticket"])).http == 200, rotated
+        assert (await intake.engine.queue.rotate(sale.id)).ok
+    gone = await place(intake, sale, "b1", old["ticket"])
+    assert gone.is_problem(404, "unknown_ticket")
+    assert "its key was retired" in gone.json["detail"]
+    # What it says is so.
+    again = await join(intake, sale, "b1")
+    assert (again.code, again.json["place"]["number"]) == ("exists", old["number"])
+    assert (await place(intake, sale, "b1", again.json["place"]["ticket"])).http == 200
+
+
 async def test_sales_where_nobody_stands_in_line(intake: Intake) -> None:
     plain = await intake.open_sale()
     late = await intake.open_sale(
@@ -157,11 +193,76 @@ async def test_sales_where_nobody_stands_in_line(intake: Intake) -> None:
     assert early.is_problem(409, "not_open")
     assert "joins_ms" in early.json["detail"]
     assert (await intake.post("/v1/sales/none/tickets", buyer="b1")).is_problem(404, "unknown_sale")
-    assert (await intake.post(tickets(plain))).is_problem(400, "buyer_required")
+    nobody = await intake.post(tickets(plain))
+    assert nobody.is_problem(400, "buyer_required")
+    assert nobody.json["title"].startswith("this needs a user token")
     # A token where none is asked for is in nobody's way.
     assert (await order(intake, plain, "b1", "whatever")).http == 201
     # What a token can't be is not carried any further.
     assert (await order(intake, plain, "b1", "x" * 201)).json["field"] == "token"
+
+
+async def lots(intake: Intake, sale: Sale, buyer: str) -> int:
+    """How many lots the buyer's ticket has in the draw."""
+    async with async_client(intake.engine.url) as client:
+        text = await client.hget(queue_keys(sale.id)[1], buyer)
+    assert text is not None
+    return int(text.decode().partition(":")[2] or 1)
+
+
+async def test_a_backend_names_the_tier_of_whom_it_joins(intake: Intake) -> None:
+    draw_at = datetime.now(UTC) + timedelta(minutes=10)
+    fields = {"mode": "draw", "draw_at": draw_at, "weights": (("gold", 3), ("vip", 5))}
+    sale = await intake.open_sale({"a": 5}, admission=Admission(**fields), opens_at=draw_at)
+    at = tickets(sale)
+    for buyer, body, count in (
+        ("b1", {"tier": "gold"}, 3),
+        ("b2", {"tier": "vip"}, 5),
+        ("b3", {"tier": "nobody's"}, 1),
+        ("b4", {"tier": None}, 1),
+        ("b5", {}, 1),
+        ("b6", None, 1),
+        ("b7", {"tier": "金"}, 1),
+    ):
+        assert (await intake.post(at, body, buyer)).http == 201
+        assert await lots(intake, sale, buyer) == count
+    # The ticket there is stays as it is.
+    assert (await intake.post(at, {"tier": "vip"}, "b1")).code == "exists"
+    assert await lots(intake, sale, "b1") == 3
+    for body, field in (
+        ({"tier": "x" * 65}, "tier"),
+        ({"tier": ""}, "tier"),
+        ({"tier": 3}, "tier"),
+        ({"tiers": "gold"}, "tiers"),
+    ):
+        answer = await intake.post(at, body, "b8")
+        assert answer.is_problem(400, "invalid_input")
+        assert answer.json["field"] == field
+    assert (await intake.post(at, b"gold", "b8")).is_problem(400, "malformed_json")
+
+
+async def test_a_buyer_names_no_tier(redis_server: EmbeddedServer) -> None:
+    """It is in the user token, signed by the mall."""
+    engine = Engine(redis_server.url, durability="memory", sweep_ms=0, timeout_ms=30_000)
+    async with (
+        engine,
+        serving_app(create_app(engine, identify=by_header)) as base,
+        aiohttp.ClientSession() as session,
+    ):
+        intake = Intake(session, base, engine)
+        draw_at = datetime.now(UTC) + timedelta(minutes=10)
+        fields = {"mode": "draw", "draw_at": draw_at, "weights": (("gold", 3), ("vip", 5))}
+        sale = await intake.open_sale({"a": 5}, admission=Admission(**fields), opens_at=draw_at)
+        who = {"Test-Buyer": "b1"}
+        for tier in ("vip", "gold"):
+            named = await intake.call("POST", tickets(sale), json={"tier": tier}, headers=who)
+            assert named.is_problem(403, "forbidden")
+            assert named.json["field"] == "tier"
+            assert "user token" in named.json["detail"]
+        for body in ({}, {"tier": None}):
+            plain = await intake.call("POST", tickets(sale), json=body, headers=who)
+            assert plain.json["place"]["number"] == 0
+        assert await lots(intake, sale, "b1") == 3
 
 
 async def test_the_page_says_how_to_get_to_the_till(intake: Intake) -> None:
@@ -223,6 +324,14 @@ def test_who_waits_for_a_draw_asks_in_turn() -> None:
     assert after(10_000_000, 4_000) == 25_000
     assert after(0, -1_000, "drawing") == 1_000
     assert after(100_000, -1_000, "drawing") == 3_000
+    # After it, by how many turns must lapse.
+    waiting = Place(ticket="t", number=0, phase="unlikely", at_ms=sale.draw_ms, ahead=20)
+    assert poll_after_ms(waiting, sale) == 20_000
+    assert poll_after_ms(msgspec.structs.replace(waiting, ahead=0), sale) == 1_000
+    # A public value may be hours away.
+    named = msgspec.structs.replace(sale.admission, public_value="tonight's lottery")
+    sale = msgspec.structs.replace(sale, admission=named)
+    assert after(0, -1_000, "drawing") == 30_000
 
 
 # -- what it costs Redis ------------------------------------------------------------------------
@@ -275,12 +384,14 @@ async def test_bad_tokens_cost_redis_nothing(
     queue = queue_of(intake, sale)
     read = queue.tokens.genuine("b1", good)
     assert not isinstance(read, Status)
-    past_ms = int(queue.now_ms) - sale.hold_ms - 1_000
+    past_ms = int(queue.turn_ms) - sale.hold_ms - 1_000
     expired = queue.tokens.token("b1", read.number, read.step, past_ms)
-    at = 60 if good[60] != "A" else 61
+    changed = f"{good[:60]}{'B' if good[60] == 'A' else 'A'}{good[61:]}"
+    # Of 256 names of keys, one that none of the sale's keys has.
+    unknown = Keys(sale.id, [queue.tokens.another()])
     bad = {
-        "queue_token_invalid": [f"{good[:at]}A{good[at + 1 :]}", good[:-4], "nonsense", "A" * 72],
-        "queue_token_retired": [retired, Keys(sale.id, [new_key()]).token("b1", 0, 1, 2**40)],
+        "queue_token_invalid": [changed, good[:-4], "nonsense", "A" * 72],
+        "queue_token_retired": [retired, unknown.token("b1", 0, 1, 2**40)],
         "queue_token_other_sale": [others_sale],
         "queue_token_other_buyer": [others],
         "queue_token_expired": [expired],
@@ -318,7 +429,7 @@ async def test_a_token_that_has_just_expired_still_finds_its_order(intake: Intak
     queue = queue_of(intake, sale)
     read = queue.tokens.genuine("b1", token)
     assert not isinstance(read, Status)
-    old = queue.tokens.token("b1", read.number, read.step, int(queue.now_ms) - 1_000)
+    old = queue.tokens.token("b1", read.number, read.step, int(queue.turn_ms) - 1_000)
     assert (await order(intake, sale, "b1", old)).code == "exists"
     assert (await order(intake, sale, "b1", old, "k2")).is_problem(403, "queue_token_expired")
 
@@ -361,7 +472,9 @@ def question(sale: Sale, buyer: str, ticket: str) -> str:
 # -- what is counted ----------------------------------------------------------------------------
 
 
-async def test_what_is_counted(intake: Intake) -> None:
+async def test_what_is_counted(intake: Intake, monkeypatch: pytest.MonkeyPatch) -> None:
+    # A busy machine takes more than a second for a look at all that other tests have left.
+    monkeypatch.setattr("seckill.server.metrics.LOOK_S", 60.0)
     sale = await intake.open_sale({"a": 5}, **queued())
     token = await called(intake, sale, "b1")
     await join(intake, sale, "b1")
@@ -379,6 +492,49 @@ async def test_what_is_counted(intake: Intake) -> None:
     assert said['seckill_place_queries_total{code="unknown_ticket"}'] == "1.0"
     assert float(said['seckill_place_queries_total{code="ok"}']) >= 2
     assert float(said["seckill_queue_eta_error_seconds_count"]) >= 1
+
+
+async def test_what_is_counted_of_a_queue_that_stands_still(intake: Intake) -> None:
+    """The numbers that the alert goes by, as they are then; its rates are tried in test_alerts."""
+    async with async_client(intake.engine.url) as client:
+        # A look at all that other tests have left takes a busy machine too long.
+        await client.flushall()
+    sale = await intake.open_sale({"a": 5}, **queued())
+    await called(intake, sale, "b1")
+    assert (await intake.engine.queue.leave(sale.id, "b1")).ok
+    async with async_client(intake.engine.url) as client:
+        await client.hset(queue_keys(sale.id)[0], mapping={"paced_ms": 2**50, "credit": 0})
+    assert (await join(intake, sale, "b2")).http == 201
+    rule = next(
+        rule
+        for group in yaml.safe_load(ALERTS.read_text("utf-8"))["groups"]
+        for rule in group["rules"]
+        if rule["alert"] == "SeckillQueueStandsStill"
+    )
+    compared = re.findall(r"(seckill_\w+)(?:{(\w+=\"\w+\")})? ([=>]+) (\d+)", rule["expr"])
+    assert len(compared) == 4
+
+    async def scraped() -> list[bool]:
+        text = (await intake.get("/metrics")).body.decode()
+        said = dict(line.rsplit(" ", 1) for line in text.splitlines() if line[0] != "#")
+        found = []
+        for name, label, sign, number in compared:
+            labels = sorted([f'sale="{sale.id}"', *([label] if label else [])])
+            value = float(said.get(f"{name}{{{','.join(labels)}}}", "nan"))
+            found.append(value > float(number) if sign == ">" else value == float(number))
+        return found
+
+    async def until_scraped(wanted: list[bool]) -> None:
+        async with asyncio.timeout(60):
+            while await scraped() != wanted:  # noqa: ASYNC110 - a look is cached
+                await asyncio.sleep(0.2)
+
+    await until_scraped([True] * 4)
+    # Mended, it goes on: somebody is called, and nobody waits.
+    async with async_client(intake.engine.url) as client:
+        await client.hset(queue_keys(sale.id)[0], mapping={"paced_ms": 0})
+    await called(intake, sale, "b2")
+    await until_scraped([True, False, True, False])
 
 
 async def test_the_error_of_a_forecast(intake: Intake) -> None:
@@ -401,7 +557,7 @@ async def test_the_error_of_a_forecast(intake: Intake) -> None:
     errors.told(sale.id, told)
     errors.look()
     assert errors.seconds.total == 0
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while not errors.seconds.total:
             await asyncio.sleep(0.05)
             await intake.engine.queue.look(sale.id)

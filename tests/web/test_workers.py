@@ -28,6 +28,7 @@ from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.sale import Sale
 from seckill.verify import verify
+from tests.children import child
 from tests.support import make_sale
 from tests.web.processes import (
     ROOT,
@@ -36,6 +37,7 @@ from tests.web.processes import (
     is_alive,
     serve,
     until,
+    until_read,
     until_refused,
     workers_of,
 )
@@ -316,7 +318,8 @@ async def test_the_second_signal_ends_at_once(redis_server: EmbeddedServer, sale
         os.kill(redis_server.pid, signal.SIGSTOP)
         try:
             waiting = asyncio.create_task(intake.reserve(sale.id, "second"))
-            await asyncio.sleep(0.3)  # It is sent, on the connection that the first one left.
+            # It goes the way of the first one, on the connection that was left.
+            await until_read(intake.base)
             intake.signal(signal.SIGTERM)
             # Two signals that come at once are one.
             await until_refused(intake.base)
@@ -385,13 +388,14 @@ except SeckillError as error:
     sys.stderr.write(f"seckill: {{error}}\\n")
     sys.exit(1)
 """
-    child = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", program, url), cwd=ROOT, stderr=asyncio.subprocess.PIPE
-    )
-    async with asyncio.timeout(60):
-        _, stderr = await child.communicate()
-    assert child.returncode is not None
-    return child.returncode, stderr.decode()
+    command = (sys.executable, "-c", program, url)
+    async with (
+        child(*command, cwd=ROOT, stderr=asyncio.subprocess.PIPE) as parent,
+        asyncio.timeout(60),
+    ):
+        _, stderr = await parent.communicate()
+    assert parent.returncode is not None
+    return parent.returncode, stderr.decode()
 
 
 async def test_a_worker_that_cannot_start_ends_the_whole(redis_server: EmbeddedServer) -> None:

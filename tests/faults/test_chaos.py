@@ -1,0 +1,230 @@
+"""Chaos in short: a few seeds of what works, and engines broken on purpose, which must be seen.
+
+A run is judged by its verdict alone; how fast anything was says nothing here. `make chaos` runs
+more and longer ones.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import msgspec
+import pytest
+import redis
+
+from tests.faults.chaos import exit_code, main, show_schedule
+from tests.faults.chaos_broken import VARIANTS, _without_fence, _without_wait
+from tests.faults.chaos_judge import Result
+from tests.faults.chaos_node import ChaosNode, StallingLink
+from tests.faults.chaos_run import Plan, run
+from tests.faults.chaos_schedule import ALONE, FAULTS, TOPOLOGIES, schedule, usual_faults
+from tests.faults.checker import Report, Verdict
+from tests.faults.disk import can_watch_syncs
+from tests.faults.evening import state_of
+from tests.faults.observed import SeenEvent
+from tests.faults.plants import evening, leave_alone
+from tests.faults.topologies import HOST, wait_until
+
+SEEDS = (1, 2, 3, 4, 5, 6)
+SHORT_S = 1.6
+# A clock that goes back while a call is under way brings it back, and on a machine that is busy
+# enough some call always is.
+RISKY = ("clock_back", "clock_jump")
+SAFE = tuple(name for name in usual_faults("single") if name not in RISKY)
+# Which faults a broken engine does not survive, and the rules that say so.
+CAUGHT = {
+    "everysec": ("kill_cut", {"lost"}),
+    "new_key": ("kill_cut", {"lost", "phantom", "twice"}),
+    "no_limit": ("stall", {"zombie", "phantom"}),
+}
+BROKEN_SEEDS = (2, 3, 5, 7, 11, 13, 17, 19)
+BROKEN_S = 3.0
+CID_HELD = ("cid.k", "held")
+
+needs_shim = pytest.mark.skipif(not can_watch_syncs(), reason="needs Linux and a C compiler")
+
+
+@needs_shim
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_sound_engine_survives(seed: int) -> None:
+    plan = Plan("single", seed, SHORT_S, SAFE, callers=6)
+    print(show_schedule(plan.schedule))
+    result = run(plan)
+    print(result)
+    assert result.verdict is Verdict.VALID, result.report.problems[:10]
+    assert result.accepted > 0
+    assert exit_code([result]) == 0
+
+
+@needs_shim
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("variant", sorted(CAUGHT))
+def test_a_broken_engine_is_caught(variant: str) -> None:
+    """Not each run meets the moment that matters, so a few seeds may be tried."""
+    fault, rules = CAUGHT[variant]
+    for seed in BROKEN_SEEDS:
+        result = run(Plan("single", seed, BROKEN_S, (fault,), variant, callers=16))
+        print(result)
+        if result.folder:
+            shutil.rmtree(result.folder)
+        if result.verdict is Verdict.INVALID:
+            assert result.report.rules & rules, result.report.problems[:10]
+            assert exit_code([result]) == 1
+            return
+    pytest.fail(f"{variant} was caught by none of {BROKEN_SEEDS}, so a pass elsewhere is no proof")
+
+
+def test_each_variant_is_caught_here_or_waits_for_what_it_breaks() -> None:
+    assert set(VARIANTS) == {*CAUGHT, "no_fence", "no_wait"}
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+def test_a_seed_is_a_schedule(topology: str) -> None:
+    kinds = FAULTS[topology]
+    seen: Counter[str] = Counter()
+    for seed in range(200):
+        faults = schedule(topology, seed, 6.0)
+        assert faults == schedule(topology, seed, 6.0)
+        assert faults != schedule(topology, seed + 1, 6.0)
+        assert faults == sorted(faults, key=lambda fault: fault.at_ms)
+        seen.update(fault.name for fault in faults)
+        for number, one in enumerate(faults):
+            for other in faults[number + 1 :]:
+                lanes = {kinds[one.name].lane, kinds[other.name].lane}
+                if ALONE in lanes or len(lanes) == 1:
+                    assert one.at_ms + one.for_ms < other.at_ms
+    assert set(seen) == set(usual_faults(topology))
+
+
+def test_faults_can_be_chosen() -> None:
+    assert {fault.name for fault in schedule("single", 1, 6.0, ["cut", "kill"])} == {"cut", "kill"}
+    faults = schedule("single", 1, 6.0, ["old_snapshot", "cut"])
+    assert [fault.name for fault in faults].count("old_snapshot") <= 1
+
+
+@pytest.fixture
+def node(tmp_path: Path) -> Iterator[ChaosNode]:
+    if not can_watch_syncs():
+        pytest.skip("needs Linux and a C compiler")
+    with ChaosNode(tmp_path / "a", {"appendonly": "yes", "appendfsync": "always"}) as node:
+        yield node
+
+
+def server_s(node: ChaosNode) -> float:
+    seconds, micros = node.ask("TIME")
+    return int(seconds) + int(micros) / 1e6
+
+
+def test_a_servers_clock_can_be_set(node: ChaosNode) -> None:
+    # All three are asked in the same minutes, and the steps are of hours.
+    for by_h, ahead_h in ((1, 1), (-3, -2), (2, 0)):
+        node.step_clock(by_h * 3_600_000)
+        assert abs(server_s(node) - time.time() - ahead_h * 3_600) < 1_000
+
+
+def test_a_full_disk_ends_the_server_and_loses_nothing_that_was_answered(node: ChaosNode) -> None:
+    node.ask("SET", "before", "1")
+    node.leave_room(200)
+    told = 0
+    for number in range(1_000):
+        try:
+            node.ask("SET", f"key-{number}", "x" * 20)
+        except redis.RedisError:
+            break
+        told += 1
+    assert 0 < told < 200 / 20
+    node.leave_room()
+    assert node.mend()
+    assert node.ask("DBSIZE") == told + 1
+    assert not node.mend()
+    assert node.ask("SET", "after", "1")
+
+
+def test_an_older_state_can_be_put_back(node: ChaosNode) -> None:
+    node.ask("SET", "old", "1")
+    node.keep_data()
+    node.ask("SET", "new", "1")
+    node.restore_data()
+    assert node.ask("KEYS", "*") == ["old"]
+
+
+def test_a_stalled_connection_is_late_and_others_are_not(node: ChaosNode) -> None:
+    with StallingLink(node.port) as link:
+        clients = [redis.Redis(HOST, link.port, socket_timeout=60.0) for _ in range(16)]
+        try:
+            for client in clients:
+                assert client.ping()
+            link.stall()
+            connections = [client.connection_pool.get_connection() for client in clients]
+            for number, connection in enumerate(connections):
+                connection.send_command("SET", number, "1")
+            stalled = link.stalled
+            assert 0 < stalled < 16
+            with redis.Redis(HOST, link.port) as fresh:
+                # One that came later passes, and whoever is not frozen.
+                wait_until(lambda: fresh.dbsize() == 16 - stalled, "those that pass")
+                assert fresh.ping()
+                assert fresh.dbsize() == 16 - stalled
+            link.heal()
+            assert [connection.read_response() for connection in connections] == [b"OK"] * 16
+            assert node.ask("DBSIZE") == 16
+        finally:
+            for client in clients:
+                client.close()
+
+
+def test_what_a_restored_state_lacks_is_listed_and_nothing_else_is_forgiven() -> None:
+    case = evening().case()
+    # The server goes back to where "cid.k" was just held, and it lapses there.
+    place = next(n for n, e in enumerate(case.seen.events) if (e.subject, e.kind) == CID_HELD)
+    case.seen = state_of(case.seen.sale, case.seen.events[: place + 1])
+    assert case.judge(keeps="nothing", sightings=[]).verdict is Verdict.VALID
+    assert case.judge(sightings=[]).verdict is Verdict.INVALID
+    held = case.seen.events[-1]
+    assert held.record is not None
+    lapsed = msgspec.structs.replace(held.record, state="x", version=2)
+    at_ms = held.at_ms + case.seen.sale.hold_ms
+    event = SeenEvent(held.seq + 1, at_ms, "cid.k", "expired", "", "", lapsed)
+    case.seen = state_of(case.seen.sale, [*case.seen.events, event])
+    leave_alone(case)
+    report = case.judge(keeps="nothing")
+    assert report.verdict is Verdict.VALID, report.problems
+    assert any("cid.k" in loss for loss in report.listed)
+    case.seen.stock["0"].available += 1
+    assert case.judge(keeps="nothing").rules == {"conservation"}
+
+
+def test_words_are_changed_on_their_way_out() -> None:
+    call = ("EVALSHA", "sha", 2, "k1", "k2", "1 0a1b 77", "rest")
+    assert _without_fence(call) == ("EVALSHA", "sha", 2, "k1", "k2", "1", "rest")
+    assert _without_fence(("GET", "1 2")) == ("GET", "1 2")
+    assert _without_fence(("EVALSHA", "sha", 1, "k1")) == ("EVALSHA", "sha", 1, "k1")
+    assert _without_wait(("WAIT", 2, 500))[0] == "EVAL"
+    assert _without_wait(("WAITAOF", 1, 0, 500)) == ("WAITAOF", 1, 0, 500)
+
+
+def test_the_exit_code_tells_the_worst() -> None:
+    def result(verdict: Verdict, *problems: str) -> Result:
+        report = Report(verdict, problems)
+        return Result("single", 1, (), report, 1, 1, 0, 0, 0.0, 0.0)
+
+    valid, invalid = result(Verdict.VALID), result(Verdict.INVALID, "lost: one")
+    explained = result(Verdict.UNKNOWN, "empty: nothing was acknowledged")
+    other = result(Verdict.UNKNOWN, "empty: nothing", "unsettled: a load has died")
+    assert exit_code([valid, explained]) == 0
+    assert exit_code([valid, other]) == 3
+    assert exit_code([valid, other, invalid]) == 1
+
+
+def test_what_cannot_be_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in (["--seeds", "0"], ["--faults", "fire"], ["--seconds", "0"]):
+        with pytest.raises(SystemExit) as ended:
+            main(arguments)
+        assert ended.value.code == 2
+        assert arguments[0] in capsys.readouterr().err

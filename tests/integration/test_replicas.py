@@ -1,0 +1,169 @@
+"""``durability="replicas:N"``: nobody is told of what a failover could lose. With a real replica,
+which is stopped in its tracks when it must not have something."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+
+from seckill.engine import Engine
+from seckill.errors import OutcomeUnknown, RedisUnavailable, UnsuitableServer
+from seckill.order import Outcome
+from seckill.sale import Sale
+from seckill.status import Status
+from tests.faults.topologies import HOST, Node, wait_until
+from tests.support import make_sale
+
+CONFIG: dict[str, str | int] = {"appendonly": "yes", "min-replicas-to-write": 1}
+# No test waits for a replica to be missed by its master.
+CONFIG["min-replicas-max-lag"] = 600
+SHORT_MS = 500
+LONG_MS = 120_000
+
+
+@pytest.fixture(scope="module")
+def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Node, Node]]:
+    folder = tmp_path_factory.mktemp("replicas")
+    with Node(folder / "master", CONFIG) as master:
+        follows = {"replicaof": f"{HOST} {master.port}"}
+        with Node(folder / "replica", follows) as replica:
+            wait_until(lambda: replica.follows(master.port), "the replica's first sync")
+            online = {"state": "online"}.items()
+            wait_until(lambda: online <= master.info("replication")["slave0"].items(), "the same")
+            yield master, replica
+
+
+@asynccontextmanager
+async def engine_on(node: Node, **options: Any) -> AsyncIterator[Engine]:
+    options = {"durability": "replicas:1", "timeout_ms": LONG_MS, "sweep_ms": 0} | options
+    async with Engine(f"redis://{HOST}:{node.port}", **options) as engine:
+        yield engine
+
+
+@asynccontextmanager
+async def paused(node: Node) -> AsyncIterator[None]:
+    await asyncio.to_thread(node.pause)
+    try:
+        yield
+    finally:
+        await asyncio.to_thread(node.unpause)
+
+
+async def open_sale(engine: Engine, units: int = 10) -> Sale:
+    sale = make_sale({"a": units})
+    assert (await engine.create(sale)).ok
+    assert (await engine.open(sale.id)).ok
+    return sale
+
+
+async def buy(engine: Engine, sale: Sale, buyer: str) -> Outcome:
+    return await engine.reserve(sale.id, buyer, "k", {"a": 1})
+
+
+async def test_an_order_is_told_when_the_replica_has_it(nodes: tuple[Node, Node]) -> None:
+    master, replica = nodes
+    async with engine_on(master) as patient, engine_on(master, timeout_ms=SHORT_MS) as hasty:
+        assert patient.facts is not None
+        assert patient.facts.replicas == 1
+        sale = await open_sale(patient)
+        made = await buy(patient, sale, "first")
+        assert made.status is Status.CREATED
+        await buy(hasty, sale, "warm")  # So that its lane is open.
+        async with paused(replica):
+            with pytest.raises(OutcomeUnknown):
+                await buy(hasty, sale, "hasty")
+            assert made.order is not None
+            with pytest.raises(OutcomeUnknown):
+                await hasty.confirm(sale.id, made.order.id, "paid")
+            waiting = asyncio.create_task(buy(patient, sale, "patient"))
+            # It is decided, and its caller is not told.
+            orders = f"sk:{{{sale.id}:0}}:orders"
+            wait = asyncio.to_thread(wait_until, lambda: master.ask("HLEN", orders) == 4, "all")
+            await wait
+            assert not waiting.done()
+        # Sent again or not, it is the one order of its key.
+        assert (await waiting).ok
+        assert (await buy(patient, sale, "hasty")).status is Status.EXISTS
+        assert (await patient.confirm(sale.id, made.order.id, "paid")).ok
+        assert (await patient.snapshot(sale.id)).orders == 4
+
+
+async def test_what_is_found_again_on_a_fresh_connection_waits_as_well(
+    nodes: tuple[Node, Node],
+) -> None:
+    """WAIT answers at once where its own connection has written nothing."""
+    master, replica = nodes
+    async with engine_on(master) as engine:
+        sale = await open_sale(engine)
+        made = await buy(engine, sale, "b")
+        assert made.order is not None
+        async with paused(replica):
+            # Something that the replica has not, so that everything after it has to wait.
+            await asyncio.to_thread(master.ask, "SET", "unseen", "1")
+            async with engine_on(master, timeout_ms=SHORT_MS) as fresh:
+                with pytest.raises(OutcomeUnknown):
+                    await buy(fresh, sale, "b")
+                with pytest.raises(OutcomeUnknown):
+                    await fresh.order(sale.id, made.order.id)
+        async with engine_on(master) as fresh:
+            assert (await buy(fresh, sale, "b")).status is Status.EXISTS
+
+
+async def test_scripts_that_were_forgotten(nodes: tuple[Node, Node]) -> None:
+    master, _ = nodes
+    async with engine_on(master) as engine:
+        sale = await open_sale(engine)
+        for buyer in ("1", "2"):
+            await asyncio.to_thread(master.ask, "SCRIPT", "FLUSH")
+            made = await buy(engine, sale, buyer)
+            assert made.order is not None
+            await asyncio.to_thread(master.ask, "SCRIPT", "FLUSH")
+            assert (await engine.release(sale.id, made.order.id)).ok
+
+
+async def test_a_consumer_gets_no_event_that_a_failover_could_lose(
+    nodes: tuple[Node, Node],
+) -> None:
+    master, replica = nodes
+    async with engine_on(master) as engine:
+        sale = await open_sale(engine)
+        batches = engine.events(sale.id, "mall", follow=True)
+        assert [event.kind for event in await anext(batches)] == ["sale_created", "sale_opened"]
+
+        def waits() -> int:
+            return int(master.info("commandstats").get("cmdstat_wait", {"calls": 0})["calls"])
+
+        async with paused(replica):
+            with pytest.raises(OutcomeUnknown):
+                async with engine_on(master, timeout_ms=SHORT_MS) as hasty:
+                    await buy(hasty, sale, "b")
+            before = waits()
+            reading = asyncio.ensure_future(anext(batches))
+            # It has read, waited once in vain, and waits again.
+            await asyncio.to_thread(wait_until, lambda: waits() >= before + 2, "two waits")
+            assert not reading.done()
+        assert [event.kind for event in await reading] == ["order_held"]
+        await batches.aclose()
+
+
+async def test_servers_that_can_promise_nothing(nodes: tuple[Node, Node]) -> None:
+    master, replica = nodes
+    url = f"redis://{HOST}:{master.port}"
+    with pytest.raises(RedisUnavailable, match="waits for 2 replicas, and 1 follow"):
+        await Engine(url, durability="replicas:2").start()
+    with pytest.raises(UnsuitableServer, match="is a slave"):
+        await Engine(f"redis://{HOST}:{replica.port}", durability="replicas:1").start()
+    for name, wrong, right, why in (
+        ("min-replicas-to-write", "0", "1", "goes on as a master when nobody follows it"),
+        ("appendonly", "no", "yes", "keeps no append-only file"),
+    ):
+        await asyncio.to_thread(master.ask, "CONFIG", "SET", name, wrong)
+        try:
+            with pytest.raises(UnsuitableServer, match=why):
+                await Engine(url, durability="replicas:1").start()
+        finally:
+            await asyncio.to_thread(master.ask, "CONFIG", "SET", name, right)

@@ -13,6 +13,7 @@ from hashlib import sha256
 from pathlib import Path
 from threading import Thread
 from typing import Any
+from zlib import crc32
 
 import pytest
 import schemathesis
@@ -57,6 +58,8 @@ def described() -> dict[str, Any]:
 schema = schemathesis.openapi.from_dict(described())
 # Rules that no schema can express (a sale ends after it opens) are a 400 or 422, too.
 schema.config.checks.positive_data_acceptance.expected_statuses += ["400", "422"]
+# What breaks the schema by its size may be too large to be read at all.
+schema.config.checks.negative_data_rejection.expected_statuses += ["413"]
 
 
 class Live:
@@ -114,7 +117,7 @@ def test_what_is_promised_is_kept(case: schemathesis.Case, live: Live) -> None:
         # Made-up names lead nowhere, so every other case is about what is there.
         tickets = "Queue" in case.operation.definition.raw["tags"]
         known = {"sale": DRAW if tickets else SALE, "order": live.order}
-        if hash(str(case.body)) % 2 and case.method != "PUT":
+        if crc32(repr(case.body).encode()) % 2 and case.method != "PUT":
             case.path_parameters |= {n: known[n] for n in case.path_parameters if n in known}
     elif ":" in str(case.path_parameters):
         return  # After a colon comes a verb, so this is another path.

@@ -11,9 +11,9 @@ time that it waited for a free connection, and what this client itself was late.
 open, writes ready bytes and reads only the status line, the length and Retry-After of an answer.
 How late it was with its own schedule is part of what it tells.
 
-With a ``core`` of its own the client keeps looking at the clock, so it can offer the most. Without
-one it sleeps until the next arrival or answer and shares the cores with those it asks: a client
-that never sleeps would take from them what is to be measured.
+The client sleeps until the next arrival or answer: one that never sleeps would take from those it
+asks what is to be measured. With a ``core`` of its own it can offer the most; without one it shares
+theirs.
 """
 
 from __future__ import annotations
@@ -112,8 +112,7 @@ class Came(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Answers(msgspec.Struct, frozen=True):
-    """What came of an Ask, and what the client itself has cost. ``busy_s`` is its CPU time without
-    that spent on waiting for the next moment."""
+    """What came of an Ask, and the CPU time that the client itself has taken."""
 
     phases: tuple[Came, ...]
     busy_s: float

@@ -1,9 +1,9 @@
 """The process behind arrivals.py: reads an Ask from standard input, prints Answers.
 
 One thread, epoll and plain sockets, because every layer above them would take from what it can
-offer. On a core of its own it looks again and again while the next moment is near, instead of
-sleeping. Without one it sleeps until that moment or until an answer comes: who never sleeps beside
-others is sent to the end of the line by the kernel just when they have work, and is late by that.
+offer. It sleeps until the next moment or until an answer comes: who never sleeps is sent to the end
+of the line by the kernel just when the others have work, and is late by that; and on a core of its
+own it would still slow down the one that shares a physical core with it, as rented ones often do.
 """
 
 from __future__ import annotations
@@ -27,8 +27,6 @@ from benchmarks.arrivals import Answers, Ask, Came, Phase, Times, moments
 BODY: Final = b'{"items":[{"sku":"tea","quantity":1}]}'
 # Arrivals that are due are sent in so small parts that answers are not looked at late for them.
 PART: Final = 16
-# Nearer than this no sleep is tried.
-NEAR_S: Final = 0.002
 CONNECT_S: Final = 10.0
 READ: Final = 1 << 16
 
@@ -185,9 +183,9 @@ class Client:
                 self.read(connection)
         return len(events)
 
-    def run(self, began_s: float, schedule: Sequence[float]) -> float:
-        """Lets everybody arrive at their moment. Returns the CPU seconds spent on mere waiting."""
-        idled_s, number, total = 0.0, 0, len(schedule)
+    def run(self, began_s: float, schedule: Sequence[float]) -> None:
+        """Lets everybody arrive at their moment."""
+        number, total = 0, len(schedule)
         while number < total:
             now_s = monotonic()
             for _ in range(PART):
@@ -196,18 +194,9 @@ class Client:
                 self.arrive(due_s, now_s)
                 number += 1
             left_s = began_s + schedule[number] - now_s if number < total else 0.0
-            if left_s <= 0.0:
-                self.look(0.0)
-            elif self.ask.core is None:
+            if left_s > 0.0:
                 self.sleep(left_s)
-                self.look(0.0)
-            else:
-                idle_s = thread_time()
-                if not self.look(max(0.0, left_s - NEAR_S)):
-                    # Whoever else needs this core may have it now.
-                    os.sched_yield()
-                    idled_s += thread_time() - idle_s
-        return idled_s
+            self.look(0.0)
 
     def sleep(self, most_s: float) -> None:
         """Until an answer comes, but no longer than that."""
@@ -307,18 +296,17 @@ def answers(ask: Ask) -> Answers:
     plans = [list(moments(phase, ask.seed)) if phase.per_s else None for phase in ask.phases]
     gc.collect()
     gc.disable()
-    began_s, idled_s, at_s = thread_time(), 0.0, monotonic()
+    began_s, at_s = thread_time(), monotonic()
     for phase, plan in zip(ask.phases, plans, strict=True):
         first = len(client.due_s)
         if plan is None:
             client.run_closed(phase.seconds)
         else:
-            idled_s += client.run(at_s, plan)
+            client.run(at_s, plan)
         spans.append((phase, at_s, first, len(client.due_s)))
         at_s = max(at_s + phase.seconds, monotonic() if plan is None else 0.0)
     client.drain()
-    busy_s = thread_time() - began_s - idled_s
-    return Answers(tuple(came(client, *span) for span in spans), busy_s)
+    return Answers(tuple(came(client, *span) for span in spans), thread_time() - began_s)
 
 
 def main() -> None:

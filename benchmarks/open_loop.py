@@ -12,10 +12,9 @@ what the *intake* accepts when the same client asks it in a closed loop, measure
     capacity ── half of it, in many pairs: open_loop_half.py ── the other fractions, a curve
         ── overload: open_loop_overload.py
 
-Nobody is bound to a core until the overload begins, and the load sleeps between arrivals. Two
-things follow. It may be late itself, which counts as latency: how much it was stands beside each
-point of the curve. And beyond the capacity, where it never sleeps, it takes from the servers what
-they could use; only the overload says what they can do then.
+Nobody is bound to a core until the overload begins. So the load may be late itself, which counts
+as latency: how much it was stands beside each point of the curve. And beyond the capacity it takes
+from the servers what they could use; only the overload says what they can do then.
 
 Every sale is verified; if one broke a promise, no figure is given.
 

@@ -23,16 +23,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from math import comb
 from statistics import median
 from typing import Final
 
 from benchmarks.arrivals import Came, Phase
 from benchmarks.open_loop_points import NAME, QUANTILES, Point, millis
 from benchmarks.open_loop_stage import CONNECTIONS, INTAKE, NOOP, WHO, Stage
-from benchmarks.report import RATIO, Row
+from benchmarks.report import RATIO, Row, interval
 
-__all__ = ["HALF", "Pair", "interval", "measure", "rows"]
+__all__ = ["HALF", "Pair", "measure", "rows"]
 
 HALF: Final = 0.5
 TARGET: Final = 2.0
@@ -40,7 +39,6 @@ PAIRS: Final = 40
 FULL_PAIRS: Final = 120
 SECONDS: Final = 1.0
 PAIRS_A_SALE: Final = 10
-CONFIDENCE: Final = 0.95
 
 Pair = dict[str, Came]
 """What came of the intake's second, and of the no-op handler's."""
@@ -108,16 +106,3 @@ def _ratio(
     return Row.of(
         NAME, label, question, RATIO, ratios, at_most=at_most, spread=(low, high), note=note
     )
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Between which two of these samples the median of what they are drawn from lies, and how sure
-    that is: at least CONFIDENCE where there are enough of them, else as sure as their whole range.
-
-    So many samples or fewer lie below it as often as so many coins of a throw show heads or fewer.
-    """
-    ordered, count = sorted(values), len(values)
-    left_out, beyond = 0, 2 / 2**count
-    while (more := beyond + 2 * comb(count, left_out + 1) / 2**count) <= 1 - CONFIDENCE:
-        left_out, beyond = left_out + 1, more
-    return ordered[left_out], ordered[-1 - left_out], max(0.0, 1 - beyond)

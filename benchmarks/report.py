@@ -6,6 +6,7 @@ import importlib.util
 import re
 from collections.abc import Iterable, Sequence
 from enum import StrEnum
+from math import comb
 from pathlib import Path
 from statistics import median
 from typing import Any, Final, Self
@@ -15,8 +16,8 @@ import msgspec
 from seckill.errors import InvalidInput
 
 __all__ = [
-    *("Report", "Row", "Verdict", "broken", "encode", "markdown", "read", "render", "summed"),
-    "unjudged",
+    *("Report", "Row", "Verdict", "broken", "encode", "interval", "markdown", "read", "render"),
+    *("summed", "unjudged"),
 ]
 
 RATIO: Final = "×"
@@ -26,6 +27,7 @@ VERIFY: Final = "verify"
 RUN: Final = "the whole benchmark"
 # A ratio whose highest and lowest sample lie further apart than this says nothing.
 NOISE_MAX: Final = 2.0
+CONFIDENCE: Final = 0.95
 _TITLES: Final = ("benchmark", "server", "question", "median", "range", "n", "target", "verdict")
 
 
@@ -250,3 +252,16 @@ def render(facts: dict[str, Any], rows: Sequence[Row]) -> None:
     console = Console()
     # Piped into a file there is no terminal to fit into, and a cut table is of no use.
     Console(width=max(console.width, 150) if not console.is_terminal else None).print(shown)
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Between which two of these samples the median of what they are drawn from lies, and how sure
+    that is: at least CONFIDENCE where there are enough of them, else as sure as their whole range.
+
+    So many samples or fewer lie below it as often as so many coins of a throw show heads or fewer.
+    """
+    ordered, count = sorted(values), len(values)
+    left_out, beyond = 0, 2 / 2**count
+    while (more := beyond + 2 * comb(count, left_out + 1) / 2**count) <= 1 - CONFIDENCE:
+        left_out, beyond = left_out + 1, more
+    return ordered[left_out], ordered[-1 - left_out], max(0.0, 1 - beyond)

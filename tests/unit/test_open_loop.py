@@ -16,13 +16,13 @@ import pytest
 from benchmarks import open_loop, open_loop_half, open_loop_overload
 from benchmarks.arrivals import Came, Times
 from benchmarks.open_loop import CURVE, Capacity
-from benchmarks.open_loop_half import HALF, Pair, interval
+from benchmarks.open_loop_half import HALF, Pair
 from benchmarks.open_loop_overload import Overload
 from benchmarks.open_loop_picture import draw
 from benchmarks.open_loop_points import FRACTIONS, QUANTILES, Point
 from benchmarks.open_loop_stage import INTAKE, NOOP, looking, throttled
 from benchmarks.plan import Plan
-from benchmarks.report import Row, Verdict
+from benchmarks.report import Row, Verdict, interval
 from benchmarks.servers import find_servers
 
 ROOT = Path(__file__).parents[2]

@@ -3,7 +3,8 @@
 ``submit`` appends an order, and with it who is to be told. A lane has two slots, each one
 connection with at most one batch in flight; a free slot takes all that waits, so alone you wait for
 nobody and under load batches grow by themselves. There is no timer. When both slots are free and
-many wait, the first takes half: Redis then decides one half while Python answers the other.
+many wait, the first takes half: Redis then decides one half while Python answers the other. Where
+replicas must have a batch as well there is a third slot, for Redis would stand still meanwhile.
 
 Every order carries ``not_after`` in the server's time, no later than the moment its caller is told
 that the outcome is unknown, so an order that was stuck in a socket is refused when it arrives.
@@ -16,7 +17,8 @@ import asyncio
 import logging
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
@@ -57,6 +59,7 @@ __all__ = [
 ]
 
 SLOTS: Final = 2
+SLOTS_OF_REPLICAS: Final = 3
 HALVE_FROM: Final = 32
 SIZE_BOUNDS: Final = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 TRIP_BOUNDS_S: Final = tuple(
@@ -89,19 +92,30 @@ class Work(msgspec.Struct, frozen=True):
     """Which script decides the batches of a lane. ``noun`` is what a line is called when something
     is said of it. Of each line's columns the last ``extras`` are left out when the very last is
     empty in all of a batch. ``too_late`` is the answer to a line that came after its not_after,
-    ``new_server`` that of a server which nobody has found yet to have all that was told."""
+    ``new_server`` that of a server which nobody has found yet to have all that was told.
+    ``has_written`` says of all answers of a batch whether the script has written anything."""
 
     verb: str
     noun: str
     extras: int
     too_late: int
     new_server: int
+    has_written: Callable[[list[int | bytes]], bool]
 
 
-_LATE, _NEW = int(Status.TOO_LATE), int(Status.NEW_SERVER)
-ORDERS: Final = Work("reserve", "order", 2, _LATE, _NEW)
-ORDERS_BY_TOKEN: Final = Work("reserve", "order", 0, _LATE, _NEW)
-JOINS: Final = Work("join", "the ticket of", 0, -_LATE, -_NEW)
+def _has_created(answers: list[int | bytes]) -> bool:
+    return _CREATED in answers
+
+
+def _has_joined(answers: list[int | bytes]) -> bool:
+    # Twice the number of a ticket that is new.
+    return any(answer > 0 and not answer % 2 for answer in answers)  # type: ignore[operator]
+
+
+_LATE, _NEW, _CREATED = int(Status.TOO_LATE), int(Status.NEW_SERVER), int(Status.CREATED)
+ORDERS: Final = Work("reserve", "order", 2, _LATE, _NEW, _has_created)
+ORDERS_BY_TOKEN: Final = Work("reserve", "order", 0, _LATE, _NEW, _has_created)
+JOINS: Final = Work("join", "the ticket of", 0, -_LATE, -_NEW, _has_joined)
 
 # A line that waits: not_after ms and the other columns of the script call, who is told, and
 # when the caller gives up (monotonic seconds). A plain tuple, because it is made for every order.
@@ -176,7 +190,8 @@ class Lane:
                     raise RedisUnavailable(f"no Redis answers there: {error}") from None
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))
             backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)
-        slots = [first, *(_Slot(self) for _ in range(SLOTS - 1))]
+        count = SLOTS_OF_REPLICAS if self._home.replicas else SLOTS
+        slots = [first, *(_Slot(self) for _ in range(count - 1))]
         self._slots = [self._loop.create_task(self._serve(slot)) for slot in slots]
 
     def ask(self, *columns: str | int) -> asyncio.Future[Answer]:
@@ -373,7 +388,13 @@ class _Slot:
         self._lane = lane
         self._script = script(lane._work.verb)
         self._greeting = Greeting()
+        self._writes = False
         self.connection: AbstractConnection | None = None
+
+    def _has_written(self, replies: list[Any]) -> bool:
+        # Of a call that failed nobody is told anything.
+        [reply] = replies
+        return isinstance(reply, Exception) or self._lane._work.has_written(reply[2])
 
     async def open(self) -> AbstractConnection:
         # Kept before it is connected, so that drop() closes a half-open one.
@@ -399,14 +420,24 @@ class _Slot:
             columns = columns[:-extras]
         words = self._greeting.words(home.told)
         call = (*lane._keys, words, lane._definition_id, _pack(columns))
-        patience = (home.replicas, home.sale_key, min(WAIT_MS, int(left_s * 1000)))
+        # After a batch that has written the next one is expected to.
+        settled = partial(
+            ask_settled,
+            connection,
+            replicas=home.replicas,
+            sale_key=home.sale_key,
+            wait_ms=min(WAIT_MS, int(left_s * 1000)),
+            has_written=self._has_written if self._writes else None,
+        )
         sha, source = self._script.sha, self._script.source
-        [reply] = await ask_settled(connection, (("EVALSHA", sha, *call),), *patience)
+        [reply] = await settled((("EVALSHA", sha, *call),))
         if isinstance(reply, NoScriptError):
             # With its source, because a script loaded now could be flushed again before its call.
-            [reply] = await ask_settled(connection, (("EVAL", source, *call),), *patience)
+            [reply] = await settled((("EVAL", source, *call),))
         if isinstance(reply, Exception):
             raise reply
+        if home.replicas:
+            self._writes = lane._work.has_written(reply[2])
         home.told.note(reply[3], self._greeting.run_id)
         return reply  # type: ignore[no-any-return]
 

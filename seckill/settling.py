@@ -1,14 +1,15 @@
 """Waiting until replicas have what was answered, for ``durability="replicas:N"``.
 
 WAIT answers for what its own connection has written, and on a connection that has written nothing
-it answers at once. So every batch of commands ends with a write of its own (lua/note.lua) and a
-WAIT behind it, and all of them leave in one write on one connection: what was answered before, by
-whomever it was written, is in the stream of replication before that note.
+it answers at once. So a batch of commands ends with a write of its own (lua/note.lua) and a WAIT
+behind it, and all of them leave in one write on one connection: what was answered before, by
+whomever it was written, is in the stream of replication before that note. Who expects the commands
+to write themselves saves the note, and only where they have not it is asked for afterwards.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from seckill.redis import Command, ask
@@ -18,7 +19,9 @@ if TYPE_CHECKING:
     from redis.asyncio import Redis
     from redis.asyncio.connection import AbstractConnection
 
-__all__ = ["WAIT_MS", "ask_settled", "read_settled"]
+__all__ = ["WAIT_MS", "HasWritten", "ask_settled", "read_settled"]
+
+HasWritten = Callable[[list[Any]], bool]
 
 WAIT_MS: Final = 1_000
 """How long Redis waits for the replicas before it says how many have come so far."""
@@ -30,8 +33,12 @@ async def ask_settled(
     replicas: int,
     sale_key: str,
     wait_ms: int = WAIT_MS,
+    *,
+    has_written: HasWritten | None = None,
 ) -> list[Any]:
     """``ask``, and waits for so many replicas. ``sale_key`` is any sale's of the same server.
+    ``has_written`` says of the replies whether the last of these commands that could tell anything
+    has written something: given where that is likely.
 
     Raises redis-py's exceptions: also when there are too few replicas in time, and then the same is
     to be asked again."""
@@ -39,10 +46,18 @@ async def ask_settled(
 
     if not replicas:
         return await ask(connection, commands)
-    replies = await _ask(connection, commands, replicas, sale_key, wait_ms)
-    if replies[-1] < replicas:
-        raise Lost(f"{replies[-1]} of {replicas} replicas have it so far")
-    return replies[:-2]
+    if has_written is not None:
+        wait = ("WAIT", replicas, max(1, wait_ms))
+        *replies, count = await ask(connection, (*commands, wait))
+        if not has_written(replies):
+            count = await _note(connection, replicas, sale_key, wait_ms)
+    else:
+        replies, count = await _ask(connection, commands, replicas, sale_key, wait_ms)
+    if isinstance(count, Exception):
+        raise count
+    if count < replicas:
+        raise Lost(f"{count} of {replicas} replicas have it so far")
+    return replies
 
 
 async def _ask(
@@ -51,8 +66,8 @@ async def _ask(
     replicas: int,
     sale_key: str,
     wait_ms: int = WAIT_MS,
-) -> list[Any]:
-    """The replies, and behind them that of the note and how many replicas have it."""
+) -> tuple[list[Any], int]:
+    """The replies, and how many replicas have a note that was written behind them."""
     from redis.exceptions import NoScriptError
 
     note, wait = script("note"), ("WAIT", replicas, max(1, wait_ms))
@@ -63,7 +78,13 @@ async def _ask(
     for reply in replies[-2:]:
         if isinstance(reply, Exception):
             raise reply
-    return replies
+    return replies[:-2], replies[-1]
+
+
+async def _note(
+    connection: AbstractConnection, replicas: int, sale_key: str, wait_ms: int = WAIT_MS
+) -> int:
+    return (await _ask(connection, (), replicas, sale_key, wait_ms))[1]
 
 
 async def read_settled(client: Redis, replicas: int, sale_key: str, *command: Any) -> Any:
@@ -81,7 +102,7 @@ async def read_settled(client: Redis, replicas: int, sale_key: str, *command: An
         # XREADGROUP says nothing when there is nothing, XAUTOCLAIM has an empty list behind the
         # cursor.
         while reply and reply[1:2] != [[]]:
-            if (await _ask(connection, (), replicas, sale_key))[-1] >= replicas:
+            if await _note(connection, replicas, sale_key) >= replicas:
                 break
         return reply
     except BaseException:

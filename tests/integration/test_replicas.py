@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from seckill.admission import Admission
 from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, RedisUnavailable, UnsuitableServer
 from seckill.order import Outcome
@@ -53,8 +54,8 @@ async def paused(node: Node) -> AsyncIterator[None]:
         await asyncio.to_thread(node.unpause)
 
 
-async def open_sale(engine: Engine, units: int = 10) -> Sale:
-    sale = make_sale({"a": units})
+async def open_sale(engine: Engine, units: int = 10, **fields: Any) -> Sale:
+    sale = make_sale({"a": units}, **fields)
     assert (await engine.create(sale)).ok
     assert (await engine.open(sale.id)).ok
     return sale
@@ -111,6 +112,48 @@ async def test_what_is_found_again_on_a_fresh_connection_waits_as_well(
                     await fresh.order(sale.id, made.order.id)
         async with engine_on(master) as fresh:
             assert (await buy(fresh, sale, "b")).status is Status.EXISTS
+
+
+async def test_what_is_found_again_where_the_batch_before_has_written_waits_as_well(
+    nodes: tuple[Node, Node],
+) -> None:
+    """Behind such a batch no note is sent along."""
+    master, replica = nodes
+    for what in ("order", "ticket"):
+        async with engine_on(master, timeout_ms=SHORT_MS) as engine:
+            admission = Admission(mode="queue") if what == "ticket" else None
+            sale = await open_sale(engine, admission=admission)
+
+            async def ask(buyer: str, what: str = what, sale: Sale = sale) -> Any:
+                if what == "order":
+                    return (await buy(engine, sale, buyer)).status.name
+                return (await engine.queue.join(sale.id, buyer)).status.name
+
+            assert await ask("b") == "CREATED"
+            async with paused(replica):
+                await asyncio.to_thread(master.ask, "SET", "unseen", "1")
+                with pytest.raises(OutcomeUnknown):
+                    await ask("b")
+            assert await ask("b") == "EXISTS"
+
+
+async def test_a_note_is_written_only_where_a_batch_has_not(nodes: tuple[Node, Node]) -> None:
+    master, _ = nodes
+
+    def scripts() -> int:
+        return int(master.info("commandstats")["cmdstat_evalsha"]["calls"])
+
+    async with engine_on(master) as engine:
+        sale = await open_sale(engine, 100)
+        await engine._roll.aclose()
+        await buy(engine, sale, "warm")
+        before = scripts()
+        for number in range(10):
+            assert (await buy(engine, sale, f"b{number}")).ok
+        assert scripts() - before == 10
+        for number in range(10):
+            assert (await buy(engine, sale, f"b{number}")).ok
+        assert scripts() - before == 10 + 20
 
 
 async def test_scripts_that_were_forgotten(nodes: tuple[Node, Node]) -> None:

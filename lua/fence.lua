@@ -1,14 +1,14 @@
 --[[
-fence: stops a sale of which this server has lost something that the ledger has: all of it, or its
-newest events, or it is another sale that was made anew under the same id; or any sale, if somebody
-gives a reason. Nothing is sold, paid for
+fence: stops a sale of which this server has lost something that is known elsewhere, to the ledger or
+to an engine: all of it, or its newest events, or it is another sale that was made anew under the same
+id; or any sale, if somebody gives a reason. Nothing is sold, paid for
 or expired any more until `seckill rebuild` has brought it back; nothing else is touched, and the
 state it had stands in fenced_state. A sale that is not there gets a header without stock, so that
 nobody makes it anew. Repeating it changes nothing. Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] caller  [2] made, as it was seen here a moment ago, empty for no such sale
-         [3] made, as the ledger has it  [4] the ledger's last seq  [5] definition id
+         [3] made, as it is known  [4] the last seq that is known  [5] definition id
          [6] definition (JSON)  [7] origin ms  [8] opens ms  [9] ends ms  [10] hold ms  [11] pay ms
          [12] limit per order  [13] limit per buyer  [14] max lapsed  [15] clock jump ms
          [16] the reason to fence it if nothing is wrong with it, empty for none
@@ -21,7 +21,7 @@ sale by now than was seen: look again).
 --@include "lib/status"
 --@include "lib/sale"
 --@include "lib/fence"
-local caller, seen_made, ledger_made, ledger_seq, wanted =
+local caller, seen_made, known_made, known_seq, wanted =
   ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4]), ARGV[16]
 local h = redis.call('HMGET', KEYS[1], 'format', 'made', 'seq', 'state', 'reason')
 if read_caller(caller) ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
@@ -33,11 +33,11 @@ if made ~= seen_made then return { STATUS.DONE, '', 0 } end
 
 local reason
 if not h[1] then
-  reason = string.format('lost: the ledger has %d events of it, this server nothing', ledger_seq)
-elseif made ~= ledger_made then
-  reason = 'made anew: this is not the sale that the ledger has under its id'
-elseif seq < ledger_seq then
-  reason = string.format('behind: the ledger has event %d, this server ends at %d', ledger_seq, seq)
+  reason = string.format('lost: this server has nothing of it, events up to %d are known', known_seq)
+elseif made ~= known_made then
+  reason = 'made anew: this is not the sale that is known under its id'
+elseif seq < known_seq then
+  reason = string.format('behind: this server ends at event %d, events up to %d are known', seq, known_seq)
 elseif wanted ~= '' then
   reason = wanted
 else

@@ -8,7 +8,7 @@ the capacity (``python -m benchmarks open-loop``).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from math import ceil, floor
+from math import ceil, exp, floor, lgamma, log
 from typing import Final
 
 import msgspec
@@ -31,17 +31,24 @@ ORDERS_PER_S_MAX: Final = 100_000_000
 BUYERS_MAX: Final = 10_000_000_000
 SALES_MAX: Final = 100_000
 HOLD_MINUTES_MAX: Final = 7 * 24 * 60
+REPLICAS_MAX: Final = 10
+# Fewer masters can't agree on who takes the place of one that has died.
+CLUSTER_MIN: Final = 3
+CROWDED: Final = 0.9
+# How often a cluster may put more sales on one server than is said.
+BAD_LUCK: Final = 0.1
 
 
 class Asked(msgspec.Struct, frozen=True, kw_only=True):
     """What is to be carried: so many orders a second at the peak, all sales together, of so many
-    buyers with one order each at most."""
+    buyers with one order each at most. ``replicas`` is the N of ``replicas:N``."""
 
     orders_per_second: int
     buyers: int
     sales: int = 1
     hold_minutes: int = 15
     queue: bool = False
+    replicas: int = 0
 
 
 class Line(msgspec.Struct, frozen=True):
@@ -53,12 +60,14 @@ class Line(msgspec.Struct, frozen=True):
 
 
 class Plan(msgspec.Struct, frozen=True, kw_only=True):
-    """What is needed. ``problems`` say what no number of machines mends; ``figures`` are those that
-    were used."""
+    """What is needed. ``redis_nodes`` are those that decide, ``redis_servers`` they and their
+    replicas, and memory and AOF are of all of these. ``problems`` say what no number of machines
+    mends; ``figures`` are those that were used."""
 
     asked: Asked
     workers: int
     redis_nodes: int
+    redis_servers: int
     ledger_consumers: int
     cores: int
     intake_memory_bytes: int
@@ -90,9 +99,11 @@ def _check(asked: Asked) -> None:
         ("--buyers", asked.buyers, BUYERS_MAX),
         ("--sales", asked.sales, SALES_MAX),
         ("--hold-minutes", asked.hold_minutes, HOLD_MINUTES_MAX),
+        ("--replicas", asked.replicas, REPLICAS_MAX),
     ):
-        if not 1 <= value <= most:
-            raise InvalidInput(option, f"{value:,} is out of range", f"give 1 to {most:,}")
+        least = 0 if option == "--replicas" else 1
+        if not least <= value <= most:
+            raise InvalidInput(option, f"{value:,} is out of range", f"give {least} to {most:,}")
 
 
 class _Planner:
@@ -110,20 +121,22 @@ class _Planner:
         workers = self._workers()
         nodes = self._nodes()
         consumers = self._consumers()
-        cores = self._cores(workers, nodes, consumers)
-        problems = tuple(self._problems(nodes))
-        memory = self._redis_memory(nodes)
+        servers = self._servers(nodes)
+        cores = self._cores(workers, servers, consumers)
+        problems = tuple(self._problems())
+        memory = self._redis_memory(servers)
         return Plan(
             asked=asked,
             workers=workers,
             redis_nodes=nodes,
+            redis_servers=servers,
             ledger_consumers=consumers,
             cores=cores,
             intake_memory_bytes=self._intake_memory(workers),
             redis_memory_bytes=memory,
             network_bits_per_s=self._network(),
             aof_bytes_per_s=self._aof_rate(),
-            aof_bytes=self._times("disk for the AOF", asked.buyers, "orders", "aof_paid_bytes"),
+            aof_bytes=self._aof_disk(),
             ledger_bytes=self._times("disk for the ledger", asked.buyers, "orders", "ledger_bytes"),
             loaded=LOADED,
             lines=tuple(self.lines),
@@ -186,7 +199,28 @@ class _Planner:
         nodes = max(_up(part), -(-sales // on_one))
         how = f"{_count(sales, 'sale')} of {part / sales:.2f} each, {on_one:,} on a server"
         self._note("Redis servers", how, _count(nodes, "server"))
+        if nodes > 1:
+            self._cluster(part / sales, nodes)
         return nodes
+
+    def _cluster(self, each: float, nodes: int) -> None:
+        """What of it comes together where nobody places the sales: a slot goes by a sale's name."""
+        sales, masters = self.asked.sales, max(CLUSTER_MIN, nodes)
+        most = _most_on_one(sales, masters)
+        load = each * most * LOADED
+        how = f"{masters:,} masters, at most {most:,} of {sales:,} sales on one, 9 times in 10"
+        mend = ": move slots" if load > CROWDED else ""
+        self._note("as a cluster", how, f"one {load:.0%} loaded{mend}")
+
+    def _servers(self, nodes: int) -> int:
+        """They and their replicas, each of which does all that its master does but decide."""
+        replicas = self.asked.replicas
+        if not replicas:
+            return nodes
+        servers = nodes * (1 + replicas)
+        how = f"{_count(nodes, 'server')} × (1 + {_count(replicas, 'replica')})"
+        self._note("Redis, with replicas", how, _count(servers, "server"))
+        return servers
 
     def _consumers(self) -> int:
         rate = self.asked.orders_per_second
@@ -196,14 +230,14 @@ class _Planner:
         self._note("ledger, in step", how, _count(consumers, "consumer"))
         return consumers
 
-    def _cores(self, workers: int, nodes: int, consumers: int) -> int:
+    def _cores(self, workers: int, servers: int, consumers: int) -> int:
         # A rewrite of the AOF is a process of its own beside its server.
-        cores = workers + 2 * nodes + consumers
-        how = f"{_count(workers, 'worker')} + 2 × {nodes} Redis + {_count(consumers, 'consumer')}"
+        cores = workers + 2 * servers + consumers
+        how = f"{_count(workers, 'worker')} + 2 × {servers} Redis + {_count(consumers, 'consumer')}"
         self._note("cores", how, f"{cores}, without nginx and the database")
         return cores
 
-    def _problems(self, nodes: int) -> Iterator[str]:
+    def _problems(self) -> Iterator[str]:
         sales, rate = self.asked.sales, self.asked.orders_per_second
         # The same parts that a whole server has, for one sale.
         most = _down(LOADED * self._one_redis())
@@ -215,12 +249,6 @@ class _Planner:
                 f"one sale lives on one Redis, which ends at {most:,} orders/s with headroom "
                 f"({full:,} without); {each:,} a second of one sale do not fit, and more servers "
                 f"do not help: {self._pace()}, or sell it as {wanted} or more"
-            )
-        elif nodes > 1:
-            self._note(
-                "groups of intakes",
-                _count(nodes, "group"),
-                "an intake knows one Redis: each group has its own sales",
             )
 
     def _pace(self) -> str:
@@ -240,7 +268,7 @@ class _Planner:
 
     # -- bytes --------------------------------------------------------------------------------
 
-    def _redis_memory(self, nodes: int) -> int:
+    def _redis_memory(self, servers: int) -> int:
         asked = self.asked
         paid, held = self._figure("paid_bytes"), self._figure("held_bytes")
         each = max(paid.value, held.value)
@@ -250,9 +278,11 @@ class _Planner:
             waiting = self._figure("waiting_bytes")
             total += asked.buyers * waiting.value
             how += f" + {asked.buyers:,} tickets × {waiting.value:,.0f}"
-        needed = ceil(total * MEMORY_SPARE)
-        of_all = f" on {nodes} servers together" if nodes > 1 else ""
-        self._note("Redis memory", f"({how}) × {MEMORY_SPARE:g}", f"{_size(needed)}{of_all}")
+        copies, times = self._copies()
+        needed = ceil(total * MEMORY_SPARE * copies)
+        of_all = f" on {servers} servers together" if servers > 1 else ""
+        how = f"({how}) × {MEMORY_SPARE:g}{times}"
+        self._note("Redis memory", how, f"{_size(needed)}{of_all}")
         return needed
 
     def _intake_memory(self, workers: int) -> int:
@@ -274,11 +304,29 @@ class _Planner:
         return bits
 
     def _aof_rate(self) -> int:
-        rate = self.asked.orders_per_second
+        rate, replicas = self.asked.orders_per_second, self.asked.replicas
         each = self._figure("aof_held_bytes").value
         how = f"{rate:,} orders/s × {each:,.0f} bytes"
-        self._note("AOF at the peak", how, f"{_size(ceil(rate * each))}/s, synced at once")
+        if replicas:
+            # What goes to them is what is written to the file.
+            bits = ceil(rate * each * replicas * 8 * WIRE)
+            self._note("network to replicas", f"{how} × {replicas} × 8 × {WIRE:g}", _bits(bits))
+        synced = "once a second" if replicas else "at once"
+        self._note("AOF at the peak", how, f"{_size(ceil(rate * each))}/s, synced {synced}")
         return ceil(rate * each)
+
+    def _aof_disk(self) -> int:
+        each = self._figure("aof_paid_bytes").value
+        copies, times = self._copies()
+        total = ceil(self.asked.buyers * each * AOF_SPARE * copies)
+        how = f"{self.asked.buyers:,} orders × {_each(each)} × {AOF_SPARE}{times}"
+        self._note("disk for the AOF", how, _size(total))
+        return total
+
+    def _copies(self) -> tuple[int, str]:
+        """How many servers have each order, and how that is written behind a product."""
+        copies = 1 + self.asked.replicas
+        return copies, f" × {copies} copies" if copies > 1 else ""
 
     # -- steps --------------------------------------------------------------------------------
 
@@ -295,10 +343,8 @@ class _Planner:
 
     def _times(self, what: str, count: int, noun: str, name: str) -> int:
         figure = self._figure(name)
-        spare, spared = (AOF_SPARE, f" × {AOF_SPARE}") if name.startswith("aof") else (1, "")
-        total = ceil(count * figure.value * spare)
-        how = f"{count:,} {noun} × {_each(figure.value)}{spared}"
-        self._note(what, how, _size(total))
+        total = ceil(count * figure.value)
+        self._note(what, f"{count:,} {noun} × {_each(figure.value)}", _size(total))
         return total
 
     def _note(self, what: str, how: str, result: str) -> None:
@@ -315,6 +361,18 @@ def _up(number: float) -> int:
 
 def _down(number: float) -> int:
     return floor(number + _CRUMB)
+
+
+def _most_on_one(sales: int, nodes: int) -> int:
+    """The most sales that one of so many nodes gets, but for BAD_LUCK: which slot a sale is in is
+    as good as chance. The chances of all nodes are added up, so it errs on the safe side."""
+    beyond, each, others = 0.0, log(1 / nodes), log(1 - 1 / nodes)
+    for count in range(sales, 0, -1):
+        ways = lgamma(sales + 1) - lgamma(count + 1) - lgamma(sales - count + 1)
+        beyond += nodes * exp(ways + count * each + (sales - count) * others)
+        if beyond > BAD_LUCK:
+            return count
+    return 1
 
 
 def _count(number: int, noun: str) -> str:

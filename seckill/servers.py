@@ -116,6 +116,10 @@ class Servers:
         """A client for each server that has keys; none before the first look."""
         return [self._home(node).client for node in sorted(self._masters)]
 
+    def named_masters(self) -> list[tuple[str, Redis]]:
+        """The same, each with its address."""
+        return [(spoken(node), self._home(node).client) for node in sorted(self._masters)]
+
     async def aclose(self) -> None:
         """Cuts all connections, also those that others got from a pool. Can be repeated."""
         if self._looking is not None:

@@ -28,6 +28,9 @@ def plan(
     queue: Annotated[
         bool, typer.Option("--queue", help="Buyers join a queue first, and ask for their place.")
     ] = False,
+    replicas: Annotated[
+        int, typer.Option(metavar="N", help="Replicas of each Redis, as in `replicas:N`.")
+    ] = 0,
     measured_file: Annotated[
         Path | None,
         typer.Option(
@@ -46,6 +49,7 @@ def plan(
         sales=sales,
         hold_minutes=hold_minutes,
         queue=queue,
+        replicas=replicas,
     )
     made = make_plan(asked, BUILT_IN if measured_file is None else measured(measured_file))
     out = Output(json=json)
@@ -68,7 +72,7 @@ def _shown(made: Plan) -> list[Text | Table]:
         Text(f"\n{_sum(made)}", style="bold"),
         Text(
             f"headroom: cores and servers are {made.loaded:.0%} loaded at the peak; "
-            "not in it: nginx and TLS, the SQL database, a replica\n",
+            f"not in it: nginx and TLS, the SQL database{'' if asked.replicas else ', replicas'}\n",
         ),
         _sources(made),
     ]
@@ -78,7 +82,9 @@ def _shown(made: Plan) -> list[Text | Table]:
 
 def _sum(made: Plan) -> str:
     """What to order, in one line."""
-    servers = "1 Redis" if made.redis_nodes == 1 else f"{made.redis_nodes:,} Redis"
+    servers = f"{made.redis_nodes:,} Redis"
+    if made.asked.replicas:
+        servers += f" with {made.redis_servers - made.redis_nodes:,} replicas"
     return (
         f"so: {made.workers:,} workers, {servers}, {made.ledger_consumers:,} of the ledger's "
         f"consumers; {made.cores:,} cores"

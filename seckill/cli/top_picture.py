@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import zip_longest
 from typing import Final, NamedTuple
 
 from rich.cells import cell_len
@@ -16,8 +17,9 @@ from seckill.snapshot import Snapshot, Stock
 
 __all__ = ["picture"]
 
-HEAD_LINES: Final = 2
 SALE_LINES: Final = 5
+# A large cluster has so much of the picture; the rest is for the sales.
+SERVERS_PART: Final = 3
 UNDER_WAY: Final = ("selling", "paused")
 BAR_MAX: Final = 30
 LABEL: Final = 8
@@ -36,31 +38,32 @@ def picture(frame: Frame, width: int, height: int | None, trouble: str = "") -> 
 
     ``trouble`` says why there is no newer frame.
     """
-    parts: list[Text] = _head(frame, width, trouble)
+    parts: list[Text] = _head(frame, width, height, trouble)
+    free = None if height is None else height - len(parts) - 1
     shown = list(frame.sales)
-    if height is not None:
+    if free is not None:
         # Each sale has its lines before any has a SKU; the last line is for those left out.
-        shown = shown[: max(1, (height - HEAD_LINES - 1) // SALE_LINES)]
+        shown = shown[: max(1, free // SALE_LINES)]
     pairs = [(view.sale, view.snapshot) for view in shown if view.sale and view.snapshot]
     columns = _Columns.of([sale for sale, _ in pairs], [shot for _, shot in pairs], width)
-    for view, rows in zip(shown, _rows(shown, height), strict=True):
+    for view, rows in zip(shown, _rows(shown, free), strict=True):
         parts += [Text(), *_sale(view, width, rows, columns)]
     if hidden := frame.others + len(frame.sales) - len(shown):
         parts.append(Text(f"and {hidden} more: seckill top SALE", style="dim"))
     if not frame.sales:
-        parts += [Text(), Text("no sale of this server is open or to come", style="dim")]
+        parts += [Text(), Text("no sale is open or to come", style="dim")]
     return Text("\n").join([_cut(part, width) for part in parts[:height]])
 
 
-def _rows(views: list[SaleView], height: int | None) -> list[int]:
-    """How many lines the SKUs of each sale get: an equal share of what is free for those under way,
-    and what they leave for the others."""
+def _rows(views: list[SaleView], lines: int | None) -> list[int]:
+    """How many of these lines, which are for all of the sales, the SKUs of each get: an equal share
+    of what is free for those under way, and what they leave for the others."""
     # The line of a sale's only SKU would say what the sale's own line says.
     wanted = [len(view.sale.items) if view.sale else 0 for view in views]
     wanted = [0 if want == 1 else want for want in wanted]
-    if height is None:
+    if lines is None:
         return wanted
-    free = max(0, height - HEAD_LINES - 1 - len(views) * SALE_LINES)
+    free = max(0, lines - len(views) * SALE_LINES)
     under_way = [bool(view.snapshot and view.snapshot.phase in UNDER_WAY) for view in views]
     rows = [0] * len(views)
     for turn in (True, False):
@@ -74,17 +77,66 @@ def _rows(views: list[SaleView], height: int | None) -> list[int]:
     return rows
 
 
-def _head(frame: Frame, width: int, trouble: str) -> list[Text]:
-    server = frame.server
-    name = Text.assemble(("seckill top", "bold"), f"  {server.name}")
-    if server.role != "master":
-        name.append(f"  a {server.role}, which takes no orders", style="bold red")
+def _head(frame: Frame, width: int, height: int | None, trouble: str) -> list[Text]:
+    several = len(frame.servers) > 1
+    names = sorted({server.name for server in frame.servers if server.name})
+    name = Text.assemble(("seckill top", "bold"), f"  {', '.join(names)}")
+    if several:
+        name.append(f"  {len(frame.servers)} masters, {_ops(frame.servers)}")
+    else:
+        at, wrong = frame.servers[0].address, _trouble(frame.servers[0])
+        name.append(f" at {at}" if at else "", style="dim")
+        name.append(f"  {wrong}" if wrong else "", style="bold red")
     clock = f"{moment(frame.at_ms)}"
     name.append(" " * max(2, width - cell_len(name.plain) - len(clock)))
     name.append(clock, style="dim")
     if trouble:
         return [name, Text(trouble, style="bold red")]
+    if several:
+        return [name, *_masters(frame.servers, height)]
+    [server] = frame.servers
     return [name, _line("server", _server_facts(server))]
+
+
+def _ops(servers: Sequence[ServerView]) -> str:
+    return f"{sum(server.ops_per_s for server in servers):,} ops/s"
+
+
+def _trouble(server: ServerView) -> str:
+    """Why this is no server to sell on, empty if it is one."""
+    if server.problem:
+        sales = "" if server.sales is None else f", with {_count_of_sales(server.sales)}"
+        return f"away{sales}: {server.problem}"
+    return "" if server.role == "master" else f"a {server.role}, which takes no orders"
+
+
+def _masters(servers: Sequence[ServerView], height: int | None) -> list[Text]:
+    """A line for each, with what is told of each below what is told of the others. Where there are
+    too many, those that are away or have most to do, in the order of their addresses."""
+    room = len(servers) if height is None else max(2, height // SERVERS_PART)
+    shown, left = servers, servers[:0]
+    if len(servers) > room:
+        ranked = sorted(servers, key=lambda one: (not _trouble(one), -one.ops_per_s))
+        shown = [one for one in servers if one in ranked[: room - 1]]
+        left = ranked[room - 1 :]
+    troubles = [_trouble(one) for one in shown]
+    told = [[] if wrong else _server_facts(one) for one, wrong in zip(shown, troubles, strict=True)]
+    widths = [max(map(cell_len, map(str, cells))) for cells in zip_longest(*told, fillvalue="")]
+    label = max(len(one.address) for one in shown)
+    lines = []
+    for one, wrong, cells in zip(shown, troubles, told, strict=True):
+        for cell, width in zip(cells, widths, strict=False):
+            cell.pad_left(width - cell_len(cell.plain))
+        name = Text(f"{one.address:<{label}}  ", style="dim")
+        facts = Text(wrong, style="bold red") if wrong else Text(" · ", "dim").join(cells)
+        lines.append(Text.assemble(name, facts))
+    if left:
+        lines.append(Text(f"and {len(left):,} more masters, {_ops(left)}", style="dim"))
+    return lines
+
+
+def _count_of_sales(number: int) -> str:
+    return f"{number:,} sale{'' if number == 1 else 's'}"
 
 
 def _server_facts(server: ServerView) -> list[Text]:
@@ -100,7 +152,9 @@ def _server_facts(server: ServerView) -> list[Text]:
     if server.fsync_delayed:
         fsync.append(f" ({server.fsync_delayed:,} delayed)", style="yellow")
     slow = "yellow" if server.trip_ms > 20 else ""
+    sales = [] if server.sales is None else [Text(_count_of_sales(server.sales))]
     return [
+        *sales,
         Text(f"{server.ops_per_s:,} ops/s"),
         memory,
         clients,
@@ -114,7 +168,7 @@ def _sale(view: SaleView, width: int, rows: int, columns: _Columns) -> list[Text
         return [Text(f"{view.id}  {view.problem}", style="bold red")]
     snapshot = view.snapshot
     lines = [
-        _title(view.sale, snapshot, width),
+        _title(view.sale, snapshot, view.server, width),
         _line("stock", _all_units(snapshot)),
         _line("orders", _flow(view, snapshot)),
         _line("events", _events(view, snapshot)),
@@ -123,7 +177,7 @@ def _sale(view: SaleView, width: int, rows: int, columns: _Columns) -> list[Text
     return lines + [_item(one, snapshot.stock[one.sku], columns) for one in items]
 
 
-def _title(sale: Sale, snapshot: Snapshot, width: int) -> Text:
+def _title(sale: Sale, snapshot: Snapshot, server: str, width: int) -> Text:
     style = _PHASES.get(snapshot.phase, "")
     right = Text(snapshot.phase, style=style)
     if snapshot.reason:
@@ -135,6 +189,8 @@ def _title(sale: Sale, snapshot: Snapshot, width: int) -> Text:
         right.append(f"  {verb} {countdown(snapshot.ends_ms, snapshot.at_ms)}", style="")
     right.truncate(max(10, width - 20), overflow="ellipsis")
     left = Text.assemble((sale.title, "bold"), (f"  {sale.id}", "dim"))
+    if server:
+        left.append(f" on {server}", style="dim")
     room = width - cell_len(right.plain) - 2
     left.truncate(room, overflow="ellipsis", pad=True)
     return Text.assemble(left, "  ", right)

@@ -18,6 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from msgspec.structs import replace
 from rich.cells import cell_len
 
 from seckill.cli.top_picture import picture
@@ -25,11 +26,24 @@ from seckill.cli.top_reading import Frame, GroupLag, SaleView, ServerView, Watch
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import RedisUnavailable, UnknownSale
-from seckill.keys import shard_keys
+from seckill.keys import SALES, shard_keys
 from seckill.sale import Sale
 from tests.cli.conftest import run_seckill
+from tests.faults.test_servers import by_cluster
+from tests.faults.topologies import HOST, ClusterGroup
 from tests.support import make_item, make_sale
 
+SERVER = ServerView(
+    name="Valkey 9.9.9",
+    ops_per_s=12,
+    used_bytes=9 << 20,
+    limit_bytes=10 << 20,
+    clients=7,
+    blocked=1,
+    fsync="always",
+    fsync_delayed=3,
+    trip_ms=0.5,
+)
 ENTER_SCREEN, LEAVE_SCREEN, SHOW_CURSOR = "\x1b[?1049h", "\x1b[?1049l", "\x1b[?25h"
 
 
@@ -76,8 +90,8 @@ async def test_frames_and_rates(engine: Engine) -> None:
     # The time between the two looks is not known better than this, give or take a millisecond.
     assert 20 / (around_s + 0.002) <= view.orders_per_s <= 20 / (within_s - 0.002)
     assert view.groups == (GroupLag("mall", 20, 0),)
-    assert frame.server.fsync == "no"
-    assert frame.server.role == "master"
+    (server,) = frame.servers
+    assert (server.fsync, server.role, server.address) == ("no", "master", "")
 
 
 async def test_which_sales_are_shown(hall: EmbeddedServer) -> None:
@@ -145,8 +159,7 @@ async def frame_of(engine: Engine, *sales: Sale) -> Frame:
         watcher = Watcher(engine.url, sale.id)
         views += (await watcher.look()).sales
         await watcher.aclose()
-    server = ServerView("Valkey 9.9.9", "master", 12, 9 << 20, 10 << 20, 7, 1, "always", 3, 0.5)
-    return Frame(1_800_000_000_000, server, tuple(views), 2)
+    return Frame(1_800_000_000_000, (SERVER,), tuple(views), 2)
 
 
 async def test_no_frame_is_larger_than_its_terminal(engine: Engine) -> None:
@@ -160,8 +173,11 @@ async def test_no_frame_is_larger_than_its_terminal(engine: Engine) -> None:
     frame = await frame_of(engine, *sales)
     trouble = "no news for 3 s: the connection broke " * 5
     broken = SaleView(id="broken", problem="can't be read: WRONGTYPE " * 9)
-    frames = [frame, Frame(frame.at_ms, frame.server, (broken, *frame.sales), 0)]
-    for one in [*frames, Frame(frame.at_ms, frame.server, (), 0)]:
+    several = tuple(masters(7, away=2))
+    assert len(several) == 7
+    frames = [frame, Frame(frame.at_ms, frame.servers, (broken, *frame.sales), 0)]
+    frames += [Frame(frame.at_ms, several, (broken, *frame.sales), 0)]
+    for one in [*frames, Frame(frame.at_ms, frame.servers, (), 0)]:
         for width in (20, 40, 60, 80, 100, 120, 200):
             for height in (3, 8, 16, 24, 50, 100):
                 for text in ("", trouble):
@@ -171,6 +187,130 @@ async def test_no_frame_is_larger_than_its_terminal(engine: Engine) -> None:
     whole = picture(frame, 120, None).plain
     assert all(item.sku[:10] in whole for item in items)
     assert "and 2 more: seckill top SALE" in whole
+
+
+def masters(count: int, *, away: int) -> Iterator[ServerView]:
+    """Of a cluster, the one numbered ``away`` does not answer; the higher the more they do."""
+    for number in range(count):
+        address = f"10.0.0.{number}:6379"
+        if number == away:
+            yield ServerView(address=address, sales=3, problem="the connection broke " * 9)
+        else:
+            yield replace(SERVER, address=address, sales=number, ops_per_s=10**number)
+
+
+def test_each_master_of_a_cluster_has_a_line() -> None:
+    lines = picture(Frame(1, tuple(masters(4, away=2)), (), 0), 130, None).plain.split("\n")
+    assert lines[0].startswith("seckill top  Valkey 9.9.9  4 masters, 1,011 ops/s ")
+    beginnings = [
+        "10.0.0.0:6379  0 sales ·     1 ops/s · 9.0 MB used",
+        "10.0.0.1:6379   1 sale ·    10 ops/s · 9.0 MB used",
+        "10.0.0.2:6379  away, with 3 sales: the connection broke",
+        "10.0.0.3:6379  3 sales · 1,000 ops/s · 9.0 MB used",
+    ]
+    for line, beginning in zip(lines[1:], beginnings, strict=False):
+        assert line.startswith(beginning)
+    assert lines[5:] == ["", "no sale is open or to come"]
+
+
+def test_of_many_masters_those_are_shown_that_matter() -> None:
+    frame = Frame(1, tuple(masters(9, away=2)), (), 0)
+    lines = picture(frame, 130, 12).plain.split("\n")
+    assert [line.split()[0] for line in lines[1:4]] == [f"10.0.0.{n}:6379" for n in (2, 7, 8)]
+    assert lines[4] == "and 6 more masters, 1,111,011 ops/s"
+    assert picture(frame, 130, 12, "no news").plain.split("\n")[1:3] == ["no news", ""]
+
+
+def test_who_the_master_is_and_who_is_none() -> None:
+    def head(server: ServerView) -> str:
+        return picture(Frame(1, (server,), (), 0), 120, None).plain.split("\n")[0]
+
+    assert head(SERVER).startswith("seckill top  Valkey 9.9.9   ")
+    # Behind sentinels, where it may be another one tomorrow.
+    assert head(replace(SERVER, address="h:1")).startswith("seckill top  Valkey 9.9.9 at h:1   ")
+    replica = head(replace(SERVER, role="slave"))
+    assert replica.startswith("seckill top  Valkey 9.9.9  a slave, which takes no orders   ")
+    pair = (replace(SERVER, address="h:1"), replace(SERVER, address="h:2", role="slave"))
+    lines = picture(Frame(1, pair, (), 0), 130, None).plain.split("\n")
+    assert ["takes no orders" in line for line in lines[:3]] == [False, False, True]
+
+
+# -- a cluster --------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def cluster(tmp_path: Path) -> Iterator[ClusterGroup]:
+    # So long that nobody takes the place of who is killed here.
+    with ClusterGroup(tmp_path / "cluster", node_timeout_ms=600_000) as group:
+        yield group
+
+
+@pytest.mark.slow
+async def test_all_masters_of_a_cluster_and_all_of_its_sales(
+    cluster: ClusterGroup, tmp_path: Path
+) -> None:
+    url = by_cluster(cluster)
+    sales = [make_sale() for _ in range(12)]
+    over = make_sale()
+    async with Engine(url, durability="memory", sweep_ms=0) as engine:
+        await started(engine, *sales, over)
+        await engine.close(over.id)
+        for sale in sales:
+            assert (await engine.reserve(sale.id, "ann", "k", {"a": 1})).ok
+    homes = {sale.id: f"{HOST}:{cluster.node_of(shard_keys(sale.id)[0]).port}" for sale in sales}
+    nodes = {f"{HOST}:{node.port}": node for node in cluster.masters()}
+    wanted = {address: list(homes.values()).count(address) for address in nodes}
+    lists = cluster.node_of(SALES)
+    gone = next(address for address in homes.values() if nodes[address] is not lists)
+
+    watcher = Watcher(url, None)
+    try:
+        frame = await watcher.look()
+        assert {server.address: server.sales for server in frame.servers} == wanted
+        assert {(server.role, server.problem) for server in frame.servers} == {("master", "")}
+        assert {view.id: view.server for view in frame.sales} == homes
+        assert all(view.snapshot and view.snapshot.orders == 1 for view in frame.sales)
+        assert (await one_sale(url, sales[0].id)).sales[0].server == homes[sales[0].id]
+
+        shown = run_seckill("top", "--redis", url, cwd=tmp_path).out
+        for address, count in wanted.items():
+            assert re.search(rf"(?m)^{address} +{count} sales? · ", shown)
+        for sale in sales:
+            assert f"{sale.id} on {homes[sale.id]}" in shown
+
+        # Of one that is away the others know nothing, and what it has is still told of.
+        nodes[gone].kill()
+        after = await watcher.look()
+        servers = {server.address: server for server in after.servers}
+        assert {address for address, server in servers.items() if server.problem} == {gone}
+        assert {address: server.sales for address, server in servers.items()} == wanted
+        assert [view.id for view in after.sales] == [view.id for view in frame.sales]
+        for view in after.sales:
+            away = f"its server {gone} is away" if homes[view.id] == gone else ""
+            assert (view.problem, view.snapshot is None) == (away, bool(away))
+
+        # Nor is it the end when the list of sales is away as well; for who comes now it is.
+        lists.kill()
+        last = await watcher.look()
+        assert [view.id for view in last.sales] == [view.id for view in frame.sales]
+        with pytest.raises(RedisUnavailable, match="has the list of sales, is away"):
+            await one_sale(url, None)
+        for node in nodes.values():
+            if node.running:
+                node.kill()
+        with pytest.raises(RedisUnavailable):
+            await watcher.look()
+    finally:
+        await watcher.aclose()
+
+
+async def one_sale(url: str, sale: str | None) -> Frame:
+    """The first look of somebody."""
+    watcher = Watcher(url, sale)
+    try:
+        return await watcher.look()
+    finally:
+        await watcher.aclose()
 
 
 async def test_room_goes_to_the_busiest(engine: Engine) -> None:

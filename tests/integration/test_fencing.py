@@ -4,6 +4,7 @@ roll_call.py). Real servers, killed and started again on what an earlier copy of
 from __future__ import annotations
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
@@ -26,6 +27,7 @@ from tests.faults.topologies import HOST, Node, wait_until
 from tests.support import make_sale
 
 UNITS = 12
+LOST = r"lost: this server has nothing of it, events up to [34] are known"
 LONG_MS = 120_000
 
 
@@ -136,7 +138,11 @@ async def test_a_wiped_server_sells_nothing(disk: Disk) -> None:
             assert (await buy(who, sale, "3")).status is Status.FENCED
         # Nor is it made anew by who creates it once more.
         assert (await engine.create(sale)).status is Status.EXISTS
-        assert disk.node.ask("HGET", shard_keys(sale.id)[0], "state") == "fenced"
+        header = shard_keys(sale.id)[0]
+        assert disk.node.ask("HGET", header, "state") == "fenced"
+        # Said by whichever engine asked first: there is no ledger that could have known.
+        reason = disk.node.ask("HGET", header, "reason")
+        assert re.fullmatch(LOST, reason), reason
 
 
 async def test_a_sale_that_was_made_anew_is_not_taken_for_a_loss(disk: Disk) -> None:

@@ -226,7 +226,7 @@ async def test_a_server_that_comes_back_with_old_data_is_fenced(tmp_path: Path) 
         shutil.rmtree(data)
         shutil.move(old, data)
         async with Engine.embedded(data, durability="memory", sweep_ms=0) as engine:
-            reason = "behind: the ledger has event 4, this server ends at 3"
+            reason = "behind: this server ends at event 3, events up to 4 are known"
             assert await fence.check(engine, ledger) == [fence.Fenced(sale.id, reason)]
             assert (await engine.reserve(sale.id, "eve", "k", {"a": 1})).status is Status.FENCED
             done = await rebuild(engine, ledger, sale.id)

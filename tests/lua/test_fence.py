@@ -28,7 +28,7 @@ def fence(
 
 
 def fenced(core: Core) -> Core:
-    """The same sale, of which the ledger has more than there is here."""
+    """The same sale, of which more is known than there is here."""
     assert fence(core, seq=99)[0] is Status.FENCED
     return core
 
@@ -40,7 +40,7 @@ def sale(core: Core) -> Core:
     return core
 
 
-def test_a_sale_that_is_as_the_ledger_has_it_is_left_alone(sale: Core) -> None:
+def test_a_sale_that_is_as_it_is_known_is_left_alone(sale: Core) -> None:
     sale.hold()
     before = sale.dump()
     for seq in (0, 2, 3):
@@ -51,8 +51,8 @@ def test_a_sale_that_is_as_the_ledger_has_it_is_left_alone(sale: Core) -> None:
 @pytest.mark.parametrize(
     ("made", "seq", "reason"),
     [
-        (MADE, 4, "behind: the ledger has event 4, this server ends at 3"),
-        ("run:0", 0, "made anew: this is not the sale that the ledger has under its id"),
+        (MADE, 4, "behind: this server ends at event 3, events up to 4 are known"),
+        ("run:0", 0, "made anew: this is not the sale that is known under its id"),
     ],
 )
 def test_a_sale_with_less_is_fenced_and_only_its_state_changes(
@@ -67,7 +67,7 @@ def test_a_sale_with_less_is_fenced_and_only_its_state_changes(
     assert after == before | {"sale": before["sale"] | changed}
 
 
-def test_a_sale_that_is_as_the_ledger_has_it_is_fenced_for_a_reason(sale: Core) -> None:
+def test_a_sale_that_is_as_it_is_known_is_fenced_for_a_reason(sale: Core) -> None:
     sale.hold()
     before = sale.dump()
     assert fence(sale, seen="run:0", seq=3, wanted="why") == [Status.DONE, "", 0]
@@ -93,7 +93,7 @@ def test_what_is_wrong_is_told_before_somebodys_reason(
 
 
 def test_a_sale_that_is_gone_gets_a_header_and_nothing_else(core: Core) -> None:
-    reason = "lost: the ledger has 7 events of it, this server nothing"
+    reason = "lost: this server has nothing of it, events up to 7 are known"
     assert fence(core, seq=7) == [Status.FENCED, reason, 1]
     assert fence(core, seq=7) == [Status.FENCED, reason, 0]
     assert {name for name, found in core.dump().items() if found} == {"sale"}

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
 
 from seckill.errors import InvalidInput
-from seckill.plan import LOADED, Asked, Plan, make_plan
+from seckill.plan import LOADED, Asked, Plan, _most_on_one, make_plan
 from seckill.plan_figures import BUILT_IN, COMMAND, Figure, measured
 from tests.cli.conftest import Ran, run_seckill
 
@@ -90,7 +92,6 @@ def test_one_sale_ends_where_its_redis_ends() -> None:
     # Two sales share it on two servers; then nothing is wrong.
     made = planned(30_001, 10**6, sales=2)
     assert (made.fits, made.redis_nodes) == (True, 2)
-    assert any("an intake knows one Redis" in line.result for line in made.lines)
     # With a queue both joins and orders of the same second are for the one Redis.
     assert planned(15_000, 10**6, queue=True).fits
     assert not planned(15_001, 10**6, queue=True).fits
@@ -105,6 +106,53 @@ def test_a_sale_is_on_one_server_as_a_whole(sales: int, nodes: int) -> None:
     assert (made.fits, made.redis_nodes) == (True, nodes)
     on_one = -(-sales // nodes)
     assert on_one * 180_000 / sales <= 30_000
+
+
+def test_replicas_by_hand() -> None:
+    alone, made = planned(12_000, 900_000), planned(12_000, 900_000, replicas=2)
+    assert (alone.redis_nodes, alone.redis_servers) == (1, 1)
+    assert (made.redis_nodes, made.redis_servers) == (1, 3)
+    assert made.cores == 4 + 2 * 3 + 2
+    assert made.redis_memory_bytes == 3 * alone.redis_memory_bytes
+    assert made.aof_bytes == 3 * alone.aof_bytes
+    # Of one server, as before: each of the three writes it to a disk of its own.
+    assert made.aof_bytes_per_s == alone.aof_bytes_per_s
+    steps = {line.what: line.result for line in made.lines}
+    assert steps["network to replicas"] == "60.0 Mbit/s"  # 12,000 × 250 × 2 × 8 × 1.25
+    assert steps["AOF at the peak"].endswith("synced once a second")
+    # Everything else costs what it did.
+    assert (made.workers, made.ledger_bytes) == (alone.workers, alone.ledger_bytes)
+    assert not {"network to replicas", "Redis, with replicas"} & {line.what for line in alone.lines}
+    two = planned(30_001, 10**6, sales=2, replicas=1)
+    assert (two.redis_nodes, two.redis_servers) == (2, 4)
+
+
+def test_in_a_cluster_one_server_gets_more_than_its_share() -> None:
+    def said(rate: int, sales: int) -> tuple[str, str] | None:
+        lines = planned(rate, 10**6, sales=sales).lines
+        return next(((one.how, one.result) for one in lines if one.what == "as a cluster"), None)
+
+    assert said(30_000, 20) is None  # One server does.
+    # A cluster of fewer than three masters has nobody who could promote a replica. 2,500 a second
+    # and sale, of 50,000 that one server takes at all.
+    how = "3 masters, at most 11 of 20 sales on one, 9 times in 10"
+    assert said(50_000, 20) == (how, "one 55% loaded")
+    how = "10 masters, at most 4 of 10 sales on one, 9 times in 10"
+    assert said(300_000, 10) == (how, "one 240% loaded: move slots")
+
+
+@pytest.mark.parametrize(("sales", "nodes"), [(20, 2), (20, 3), (40, 4), (10, 10), (300, 3)])
+def test_chance_puts_no_more_sales_on_one(sales: int, nodes: int) -> None:
+    most, rounds = _most_on_one(sales, nodes), 2_000
+    dice = Random(7)
+
+    def fullest() -> int:
+        return max(Counter(dice.randrange(nodes) for _ in range(sales)).values())
+
+    kept = sum(fullest() <= most for _ in range(rounds)) / rounds
+    assert kept >= 0.9
+    # And one fewer would be too few.
+    assert sum(fullest() < most for _ in range(rounds)) / rounds < 0.9
 
 
 def test_a_slow_redis_ends_by_its_cpu() -> None:
@@ -136,6 +184,8 @@ def test_more_never_takes_less(queue: bool) -> None:
         ({"sales": 0}, "--sales"),
         ({"hold_minutes": 0}, "--hold-minutes"),
         ({"hold_minutes": 10**6}, "--hold-minutes"),
+        ({"replicas": -1}, "--replicas"),
+        ({"replicas": 99}, "--replicas"),
     ],
 )
 def test_bad_numbers(given: dict[str, int], named: str) -> None:
@@ -143,7 +193,7 @@ def test_bad_numbers(given: dict[str, int], named: str) -> None:
     with pytest.raises(InvalidInput) as caught:
         make_plan(asked)
     assert caught.value.field == named
-    assert "give 1 to" in caught.value.remedy
+    assert f"give {0 if 'replicas' in given else 1} to" in caught.value.remedy
 
 
 def report(tmp_path: Path, *rows: dict[str, Any], **facts: str) -> Path:
@@ -261,6 +311,12 @@ def test_the_command(tmp_path: Path) -> None:
     assert all(found["question"] and found["machine"] for found in data["figures"].values())
     for line in made.lines:
         assert line.what in shown.out
+    assert f"so: {made.workers} workers, 1 Redis, " in shown.out
+    assert "the SQL database, replicas measured by" in " ".join(shown.out.split())
+    shown = plan(tmp_path, *asked, "--replicas", "2")
+    assert (shown.code, shown.err) == (0, "")
+    assert f"so: {made.workers} workers, 1 Redis with 2 replicas, " in shown.out
+    assert "the SQL database measured by" in " ".join(shown.out.split())
 
 
 def test_what_does_not_fit_ends_with_1(tmp_path: Path) -> None:

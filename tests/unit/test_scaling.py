@@ -27,8 +27,9 @@ BEYOND = 200_000
 ALONE = ("lane", "CPU of the server, reserve.lua by one", ", fsync always")
 
 
-def planned(rate: int, sales: int) -> Plan:
-    return make_plan(Asked(orders_per_second=rate, buyers=rate * 60, sales=sales))
+def planned(rate: int, sales: int, replicas: int = 0) -> Plan:
+    asked = Asked(orders_per_second=rate, buyers=rate * 60, sales=sales, replicas=replicas)
+    return make_plan(asked)
 
 
 def alone_micros(reports: list[Report]) -> float:
@@ -49,19 +50,21 @@ def kept() -> list[Report]:
 def numbers(reports: list[Report]) -> Iterator[str]:
     """The table of the cases, and the steps of one of them."""
     micros = alone_micros(reports)
-    yield "| orders/s | sales | workers | masters | masters, every order alone | keepers | cores |"
-    yield "|" + " --- |" * 7
+    names = ("orders/s", "sales", "workers", "masters", "masters, every order alone", "keepers")
+    yield "| " + " | ".join((*names, "cores", "cores with `replicas:1`")) + " |"
+    yield "|" + " --- |" * 8
     for rate, sales in CASES:
         made = planned(rate, sales)
         assert made.fits, made.problems
         alone = ceil(rate * micros / 1e6 / LOADED)
-        cells = (rate, sales, made.workers, made.redis_nodes, alone, made.ledger_consumers)
-        yield "| " + " | ".join(f"{cell:,}" for cell in (*cells, made.cores)) + " |"
+        cells = [rate, sales, made.workers, made.redis_nodes, alone, made.ledger_consumers]
+        cells += [made.cores, planned(rate, sales, replicas=1).cores]
+        yield "| " + " | ".join(f"{cell:,}" for cell in cells) + " |"
     yield ""
     yield (
-        f"Cores: one for each worker and keeper, and two for each master of the fourth column, of "
-        f"which one is for the rewrite of its AOF. All are {LOADED:.0%} loaded. An order alone "
-        f"costs a master {micros:.0f} µs. The steps for {SHOWN:,}:"
+        f"Cores: one for each worker and keeper, and two for each master of the fourth column and "
+        f"each replica, of which one is for the rewrite of its AOF. All are {LOADED:.0%} loaded. "
+        f"An order alone costs a master {micros:.0f} µs. The steps for {SHOWN:,}:"
     )
     yield ""
     command = f"seckill plan --orders-per-second {SHOWN} --buyers {SHOWN * 60}"

@@ -7,8 +7,8 @@ KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7]
          [8] queue  [9] tickets  [10] steps  [11] left  [12] ranks  [13] gone
 ARGV     [1] caller  [2] definition id  [3] the batch in msgpack, at most 1,000 buyers, by columns:
          {not_after ms, buyers, weights}
-Returns  {server time ms (0: no such sale, or none that this server is trusted with), 0, answers, seq of
-         the sale (0: it was not read)}: for each buyer twice the number of a new ticket, twice the number
+Returns  {ms of patience's clock (lib/sale; 0: no such sale, or none that this server is trusted with), 0,
+         answers, seq of the sale (0: it was not read)}: for each buyer twice the number of a new ticket, twice the number
          of a known one plus one, or the status of a refusal, negative
 Events   queue closed
 
@@ -24,9 +24,9 @@ local answers = {}
 check_keys()
 check_queue_keys()
 
-local function refuse_all(status, raw_ms, seq)
+local function refuse_all(status, patience_ms, seq)
   for i = 1, #buyers do answers[i] = -status end
-  return { raw_ms, 0, answers, seq }
+  return { patience_ms, 0, answers, seq }
 end
 
 local sale, refusal = read_sale(caller)
@@ -36,10 +36,10 @@ if not sale then
 end
 read_clock(sale)
 if definition_id ~= sale.definition_id then
-  return refuse_all(STATUS.STALE_DEFINITION, sale.raw_ms, sale.seq)
+  return refuse_all(STATUS.STALE_DEFINITION, sale.patience_ms, sale.seq)
 end
 local queue = read_queue(sale)
-if not queue then return refuse_all(STATUS.NO_QUEUE, sale.raw_ms, sale.seq) end
+if not queue then return refuse_all(STATUS.NO_QUEUE, sale.patience_ms, sale.seq) end
 
 local closed = nil
 if sale.state == 'closed' or sale.state == 'settled' or sale.now_ms >= sale.ends_ms then
@@ -74,7 +74,7 @@ for i, buyer in ipairs(buyers) do
     answers[i] = 2 * number + 1
   elseif closed then
     answers[i] = -closed
-  elseif not_afters[i] < sale.raw_ms then
+  elseif not_afters[i] < sale.patience_ms then
     answers[i] = -STATUS.TOO_LATE
   else
     answers[i] = 2 * queue.next
@@ -91,4 +91,4 @@ if queue.next > next_before then
   if #gone > 0 then redis.call('HSET', KEYS[13], unpack(gone)) end
   redis.call('HSET', KEYS[8], 'next', queue.next)
 end
-return { sale.raw_ms, 0, answers, sale.seq }
+return { sale.patience_ms, 0, answers, sale.seq }

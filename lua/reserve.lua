@@ -12,7 +12,7 @@ ARGV     [1] caller  [2] definition id  [3] the batch in msgpack, at most 1,000 
          step that called each buyer, the ms of the queue's clock at which the buyer's token lapses
          (0: no token), and the ticket's number; without these three, prints and attrs are left out
          when no order of the batch has attrs
-Returns  {server time ms (0: no such sale), deadline ms of what was created, answers, seq of the sale
+Returns  {ms of patience's clock (lib/sale; 0: no such sale), deadline ms of what was created, answers, seq of the sale
          (0: it was not read)}: a status for each order, or its record where the order exists
 Events   held; up to 32 orders share one stream entry, a field each, and the entry's id carries the
          seq of the last: one XADD an order would be a third of the script's time and 12 bytes more
@@ -114,7 +114,7 @@ end
 local function purse_with(purse_text, cart, not_after)
   local purse, units, lapsed = read_purse(purse_text)
   if sale.max_lapsed > 0 and lapsed >= sale.max_lapsed then return STATUS.NOT_ALLOWED end
-  if not_after < sale.raw_ms then return STATUS.TOO_LATE end
+  if not_after < sale.patience_ms then return STATUS.TOO_LATE end
   local refusal = limit_refusal(cart.lines, cart.units, purse, units, sku_limits, sale)
   if refusal then return refusal end
   for k = 1, #cart.lines, 2 do
@@ -124,11 +124,11 @@ local function purse_with(purse_text, cart, not_after)
   return nil, write_purse(purse, lapsed)
 end
 
-local now_ms, raw_ms, deadline_ms, turn_ms = 0, 0, 0, 0
+local now_ms, patience_ms, deadline_ms, turn_ms = 0, 0, 0, 0
 if sale then
   -- The sale's own time may stand still while a clock that was set back catches up; the caller's
-  -- patience does not, so not_after is measured by the server's clock as it is.
-  now_ms, raw_ms = sale.now_ms, sale.raw_ms
+  -- patience does not, so not_after is measured by a clock of its own.
+  now_ms, patience_ms = sale.now_ms, sale.patience_ms
   turn_ms = clock and clock[1] and turn_clock(sale, unpack(clock)) or now_ms
   deadline_ms = now_ms + sale.hold_ms
   local tail = string.format('%d|', deadline_ms - sale.origin_ms)
@@ -181,7 +181,7 @@ for i = 1, count do
       if purse_text then
         answer, new_purse = purse_with(purse_text, cart, not_afters[i])
       else
-        answer = not_afters[i] < raw_ms and TOO_LATE or cart.refusal
+        answer = not_afters[i] < patience_ms and TOO_LATE or cart.refusal
       end
       answer = answer or stock_refusal(cart.lines)
       if not answer then
@@ -246,4 +246,4 @@ elseif taken > 0 then
   end
   write_sale(sale)
 end
-return { raw_ms, deadline_ms, known, sale and sale.seq or 0 }
+return { patience_ms, deadline_ms, known, sale and sale.seq or 0 }

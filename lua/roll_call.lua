@@ -11,7 +11,8 @@ ARGV     [1] caller  [2] engine id, 16 hex digits  [3] made, as it was told, emp
          [4] the highest seq that it was told, or that its ledger has  [5] how long claims are waited for
          ms, of which a quarter counts at most between two calls  [6] who is silent for so many ms is of
          the crew no more  [7] 'engine', or 'ledger' for who speaks for the ledger  [8] 1 if the sale has a
-         ledger that must claim  [9] the highest beat that it was told, 0 for none
+         ledger that must claim  [9] the highest beat that it was told, 0 for none  [10] what the engine has seen of
+         patience's clock, ms (lib/sale)
 Returns  {status, seq, made, beat, why}: seq, made and beat are what the caller is told hereby, with DONE
          alone; why is the reason of a fenced sale, or what is waited for
 Events   none
@@ -26,10 +27,10 @@ yet, call again soon; or the sale is missing, of which the caller was told), DON
 --@include "lib/fence"
 local caller, engine, told_made, told_seq = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local wait_ms, lapse_ms, is_ledger = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == 'ledger'
-local needs_ledger, told_beat = ARGV[8] == '1', tonumber(ARGV[9])
+local needs_ledger, told_beat, passed_ms = ARGV[8] == '1', tonumber(ARGV[9]), tonumber(ARGV[10])
 
 local format, run_id = read_caller(caller)
-local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'made', 'server', 'reason')
+local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'made', 'server', 'reason', 'passed_ms')
 local fields = redis.call('HGETALL', KEYS[8])
 if format ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
   return { STATUS.UPGRADE_NEEDED, 0, '', 0, '' }
@@ -95,6 +96,7 @@ local function write_crew()
   write_even_when_full()
   for _, name in ipairs(gone) do redis.call('HDEL', KEYS[8], name) end
   for i = 1, #put, 2 do redis.call('HSET', KEYS[8], put[i], put[i + 1]) end
+  let_pass(now_ms, tonumber(h[7]) or 0, passed_ms)
 end
 
 if not is_new then

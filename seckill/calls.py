@@ -32,12 +32,13 @@ if TYPE_CHECKING:
     from seckill.pools import Pool
     from seckill.redis import Command
 
-__all__ = ["BACKOFF_MAX_S", "BACKOFF_MIN_S", "Calls"]
+__all__ = ["BACKOFF_MAX_S", "BACKOFF_MIN_S", "LOST", "Calls"]
 
 CONNECTIONS: Final = 32
 BACKOFF_MIN_S: Final = 0.01
 BACKOFF_MAX_S: Final = 0.25
 LOOK_ON_S: Final = 1.0
+LOST: Final = "the sale is stopped until what Redis has lost is back; ask again"
 _CLOSED: Final = "the engine is not started; use `async with Engine(…)`"
 
 
@@ -184,7 +185,7 @@ class Calls:
         errand = Errand(self.home(keys[0]), (command, seen(keys)))
         reply, (definition_id, _, _, state, _) = await self.attempt(errand)
         if reply is None and state == b"fenced":
-            raise OutcomeUnknown("the sale is stopped until what Redis has lost is back; ask again")
+            raise OutcomeUnknown(LOST)
         return reply, definition_id
 
     async def read_many(self, commands: Sequence[Command]) -> list[Any]:

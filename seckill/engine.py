@@ -374,10 +374,8 @@ class Engine:
         buyer = _buyer(buyer)
         shard = await self._shard(sale)
         orders.order_id_shard(order)
-        record, definition_id = await self._calls.read_on_sale(
-            shard.keys, "HGET", shard.keys[3], order
-        )
-        if record is None:
+        record, definition_id = await shard.find(order)
+        if not record:
             return None
         found = (await self._shard_of(definition_id, shard)).decode(order, record)
         return None if buyer and found.buyer != buyer else found

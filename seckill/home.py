@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Protocol
 
 from seckill.fencing import Greeting, Told
+from seckill.patience import Patience
 
 if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
@@ -44,6 +45,7 @@ class Home:
         self._servers = servers
         self.sale_key = sale_key
         self.told = Told()
+        self.patience = Patience()
         self.replicas = servers.replicas
 
     async def connection(self, greeting: Greeting) -> AbstractConnection:

@@ -228,6 +228,7 @@ class Lane:
         """Keeps how far the server's clock is ahead of ours, erring to the early side: the server
         wrote this before we read it, so its clock now is at least that."""
         self._offset_ms = server_ms - monotonic() * 1000
+        self._home.patience.see(self._offset_ms)
 
     async def _serve(self, slot: _Slot) -> None:
         waiting = self._waiting
@@ -361,6 +362,7 @@ class Lane:
                 continue
             if order[_GIVE_UP_S] <= now_s:
                 what = f"{self._work.noun} {order[1]}"
+                self._home.patience.give_up(order[0])
                 waiter.set_exception(
                     OutcomeUnknown(f"no answer for {what}; ask again with the same key")
                     if sent

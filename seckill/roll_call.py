@@ -65,10 +65,11 @@ async def call_roll(
     needs_ledger: bool = False,
     beat: int = 0,
     wait_ms: int = WAIT_MS,
+    passed_ms: int = 0,
 ) -> Answer:
     """Answers to one's name, once. Raises what Calls.run raises."""
     keys = (*shard_keys(sale), crew_key(sale))
-    options = (wait_ms, LAPSE_MS, role, int(needs_ledger), beat)
+    options = (wait_ms, LAPSE_MS, role, int(needs_ledger), beat, passed_ms)
     reply: Any = await calls.run_anywhere("roll_call", keys, name, made, seq, *options)
     status, seq, made_here, beat, why = reply
     return Answer(Status(status), seq, made_here.decode(), beat, why.decode())
@@ -122,7 +123,8 @@ class RollCall:
 
     async def answer(self, sale: str) -> Answer:
         """Answers for one sale. Raises what Calls.run raises."""
-        told = self._calls.home(shard_keys(sale)[0]).told
+        home = self._calls.home(shard_keys(sale)[0])
+        told = home.told
         known = self._known.setdefault(sale, _Known())
         seq = told.seq
         answer = await call_roll(
@@ -134,6 +136,7 @@ class RollCall:
             needs_ledger=await self._has_ledger(),
             beat=known.beat,
             wait_ms=WAIT_MS if self._waits else 0,
+            passed_ms=home.patience.passed_ms,
         )
         if seq != known.seq:
             known.seq, known.since_s = seq, monotonic()

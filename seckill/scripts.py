@@ -31,6 +31,7 @@ NAMES: Final = (
     "draw",
     "expire",
     "fence",
+    "find",
     "inspect",
     "join",
     "lease",

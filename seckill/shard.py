@@ -11,8 +11,8 @@ from typing import Any, Final
 import msgspec
 
 from seckill import order as orders
-from seckill.calls import Calls
-from seckill.errors import EngineClosed, SeckillError, UnknownSale
+from seckill.calls import LOST, Calls
+from seckill.errors import EngineClosed, OutcomeUnknown, SeckillError, UnknownSale, UpgradeNeeded
 from seckill.keys import shard_keys
 from seckill.lane import JOINS, ORDERS, ORDERS_BY_TOKEN, Answer, Lane, Waiter, Work
 from seckill.lease import Lease
@@ -69,6 +69,24 @@ class Shard:
     def decode(self, order: str, record: bytes) -> Order:
         """The order that a record describes."""
         return read_order(self.sale, self.origin_ms, order, record.decode())
+
+    async def find(self, order: str) -> tuple[bytes, bytes | None]:
+        """An order's record, and the id of the definition to decode it by. Where the record is
+        empty there is no such order, and no call whose caller has given up will make it. Raises
+        OutcomeUnknown, RedisUnavailable, UpgradeNeeded."""
+        record, definition_id = await self._calls.read_on_sale(
+            self.keys, "HGET", self.keys[3], order
+        )
+        if record is None:
+            passed_ms = self._calls.home(self.keys[0]).patience.passed_ms
+            status, record, definition_id = await self._calls.run(
+                "find", self.keys, order, passed_ms
+            )
+            if status == Status.FENCED:
+                raise OutcomeUnknown(LOST)
+            if status == Status.UPGRADE_NEEDED:
+                raise UpgradeNeeded(self.sale.id)
+        return record, definition_id
 
     def is_of(self, definition_id: bytes | None) -> bool:
         """Whether records of a sale of this definition may be decoded here: they name SKUs by their

@@ -29,7 +29,7 @@ end
 local function read_sale(caller, looks)
   local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
     'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
-    'clock_jump_ms', 'definition_id', 'reason', 'spared_ms', 'queue', 'server')
+    'clock_jump_ms', 'definition_id', 'reason', 'spared_ms', 'queue', 'server', 'passed_ms')
   local format, run_id, known_seq = read_caller(caller)
   if not h[1] then
     return nil, known_seq > 0 and not looks and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE
@@ -46,6 +46,7 @@ local function read_sale(caller, looks)
     pay_ms = tonumber(h[9]), limit_per_order = tonumber(h[10]), limit_per_buyer = tonumber(h[11]),
     max_lapsed = tonumber(h[12]), clock_jump_ms = tonumber(h[13]), definition_id = h[14],
     reason = h[15] or '', spared_ms = tonumber(h[16]) or 0, has_queue = h[17] ~= false,
+    passed_ms = tonumber(h[19]) or 0,
   }
 end
 
@@ -66,11 +67,12 @@ end
 
 -- Sets sale.now_ms: Redis TIME, never before the last time this sale has seen. A step forward of
 -- more than clock_jump_ms while units are held sets sale.jumped instead and keeps the old time, so
--- that a wrong clock (or a long outage) cannot expire every hold at once. sale.raw_ms is TIME itself.
+-- that a wrong clock (or a long outage) cannot expire every hold at once. sale.raw_ms is TIME itself, and
+-- sale.patience_ms the clock that callers' not_after is measured by: see let_pass.
 local function read_clock(sale)
   local time = redis.call('TIME')
   local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-  sale.raw_ms = now_ms
+  sale.raw_ms, sale.patience_ms = now_ms, math.max(now_ms, sale.passed_ms)
   if now_ms < sale.last_ms then now_ms = sale.last_ms end
   sale.wall_ms = now_ms
   if sale.last_ms > 0 and now_ms - sale.last_ms > sale.clock_jump_ms and units_held() > 0 then
@@ -91,6 +93,16 @@ end
 -- always allowed, so verbs that free units and take money begin with one that does nothing.
 local function write_even_when_full()
   redis.call('HDEL', KEYS[1], '-')
+end
+
+-- Patience's clock is TIME, and never before what anybody relied on: when somebody was told that there
+-- is no such order, or an engine said what it had seen, the moment is kept in passed_ms. So a call whose
+-- caller has given up does not become young again when the server's clock is set back.
+local function let_pass(raw_ms, kept_ms, passed_ms)
+  passed_ms = math.max(raw_ms, passed_ms)
+  if passed_ms <= kept_ms then return end
+  write_even_when_full()
+  redis.call('HSET', KEYS[1], 'passed_ms', string.format('%d', passed_ms))
 end
 
 -- Ends every verb that has emitted.

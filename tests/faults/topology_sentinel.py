@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Mapping
 from contextlib import ExitStack
+from math import inf
 from pathlib import Path
+from time import monotonic
 from typing import Self
 
 import redis
@@ -57,6 +59,7 @@ class SentinelGroup:
         self._stack = ExitStack()
         self._linked = links
         self.links: dict[Node, Link] = {}
+        self._asked_s = inf
         self.nodes: list[Node] = []
         self.sentinels: list[Node] = []
 
@@ -94,6 +97,7 @@ class SentinelGroup:
         teller = next(sentinel for sentinel in self.sentinels if sentinel.answers)
         # Refused (NOGOODSLAVE, INPROG) until it knows enough of the replicas.
         wait_until(lambda: teller.ask("SENTINEL", "FAILOVER", SERVICE), "SENTINEL FAILOVER")
+        self._asked_s = monotonic()
 
     def wait_for_new_master(self, old: Node) -> Node:
         """The master after ``old``, once the sentinels agree on it and it takes itself for one."""
@@ -101,12 +105,17 @@ class SentinelGroup:
 
         def promoted() -> bool:
             node = self.master()
+            if node is old and monotonic() > self._asked_s + 2 * self._failover_timeout_ms / 1000:
+                # A replica that could not be reached just then ends an operator's failover, and
+                # nobody repeats it: the master is well.
+                self.failover()
             if node is None or node is old or node.info("replication")["role"] != "master":
                 return False
             found.append(node)
+            self._asked_s = inf
             return True
 
-        # A try that fails is repeated after twice ``failover_timeout_ms``.
+        # A try of the sentinels' own that fails they repeat after twice ``failover_timeout_ms``.
         wait_until(promoted, f"a master after {old}", patience_s=2 * PATIENCE_S)
         return found[-1]
 

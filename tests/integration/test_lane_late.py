@@ -17,10 +17,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+import redis
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, Overloaded, RedisUnavailable
+from seckill.keys import shard_keys
 from seckill.order import Outcome
 from seckill.status import Status
 from tests.faults.proxy import Command, Fate, Proxy
@@ -170,10 +172,15 @@ async def test_a_batch_delivered_after_its_deadline_is_refused(
         proxy.judge = hold
         outcomes = await buy_all(engine, sale, range(20))
         assert set(statuses(outcomes)) == {OutcomeUnknown}
+        # Nor would it be executed if the server's clock were set back now.
+        assert await asked_on(lambda: engine.order(sale, id_of(sale, 0))) is None
+        with redis.Redis.from_url(server.url) as client:
+            passed_ms = int(str(client.hget(shard_keys(sale)[0], "passed_ms"), "ascii"))  # type: ignore[arg-type]
         told.set()
         for command in await answered(proxy, 2):
             if command.order_ids != [id_of(sale, "first")]:
                 assert set(command.reply[2]) == {Status.TOO_LATE}
+                assert max(command.not_after_ms) < passed_ms
         assert held(server.url, sale) == {id_of(sale, "first")}
 
 

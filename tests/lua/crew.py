@@ -44,14 +44,14 @@ class Engine:
     def __init__(self, crew: Crew, name: str) -> None:
         self.crew = crew
         self.name = name
-        self.seq = self.beat = self.orders = 0
+        self.seq = self.beat = self.orders = self.passed_ms = 0
         self.made = ""
 
     def call(self, *, needs_ledger: bool = False) -> Called:
         """Answers the roll call."""
         called = self.crew.call(
             *(self.name, self.made, self.seq),
-            *(WAIT_MS, LAPSE_MS, "engine", int(needs_ledger), self.beat),
+            *(WAIT_MS, LAPSE_MS, "engine", int(needs_ledger), self.beat, self.passed_ms),
         )
         if called.status is Status.DONE:
             self.seq, self.beat = max(self.seq, called.seq), max(self.beat, called.beat)
@@ -121,7 +121,7 @@ class Crew(Core):
 
     def ledger(self, seq: int, made: str = "") -> Called:
         """Who speaks for the ledger answers, with what the ledger has."""
-        words = (made or self.made, seq, WAIT_MS, LAPSE_MS, "ledger", 1, 0)
+        words = (made or self.made, seq, WAIT_MS, LAPSE_MS, "ledger", 1, 0, 0)
         return self.call(LEDGER, *words)
 
     @property

@@ -9,7 +9,7 @@ import pytest
 
 from seckill.scripts import NAMES
 from seckill.status import Status
-from tests.lua.core import CLOCK_JUMP_MS, DEFINITION_ID, HOLD_MS, PAY_MS, Core, Wish
+from tests.lua.core import CLOCK_JUMP_MS, DEFINITION_ID, HOLD_MS, NEVER_MS, PAY_MS, Core, Wish
 
 MADE = "run:1"
 
@@ -146,6 +146,7 @@ def test_every_verb_is_refused_and_changes_nothing(sale: Core, gone: bool) -> No
     assert sale.add_stock(0, 1)[0] is Status.FENCED
     assert sale.run("lease", DEFINITION_ID, 200)[0] == Status.FENCED
     assert sale.run("trim", 0, "", 100)[0] == Status.FENCED
+    assert sale.run("find", "o1", NEVER_MS)[0] == Status.FENCED
     assert sale.run("requeue", msgspec.msgpack.encode([held]))[0] == Status.FENCED
     assert sale.dump() == before
 
@@ -179,7 +180,7 @@ def test_every_verb_was_tried() -> None:
     # tests/integration/test_relay.py has its lease.
     others |= {"note", "roll_call"}
     tried = {"reserve", "begin_payment", "confirm", "release", "refund", "expire", "open", "pause"}
-    tried |= {"resume", "close", "add_stock", "lease", "trim", "requeue", *QUEUE_VERBS}
+    tried |= {"resume", "close", "add_stock", "lease", "trim", "requeue", "find", *QUEUE_VERBS}
     assert set(NAMES) - others - {"tick"} == tried
 
 

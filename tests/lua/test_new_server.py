@@ -65,6 +65,7 @@ VERBS = {
     "close": Verb(Core.begin),
     "confirm": Verb(lambda core: core.begin().hold(), ("o1", "p1")),
     "expire": Verb(overdue, (10,)),
+    "find": Verb(Core.begin, ("o9", NEVER_MS)),
     "lease": Verb(lambda core: core.begin((0, 0)), (DEFINITION_ID, 200)),
     "open": Verb(Core.create),
     "pause": Verb(Core.begin, ("why",)),

@@ -50,9 +50,9 @@ end
 
 local why
 if told_seq > seq then
-  why = string.format('behind: the server has %d events, %d were acknowledged', seq, told_seq)
+  why = string.format('behind: this server ends at event %d, events up to %d are known', seq, told_seq)
 elseif is_new and told_made ~= '' and told_made ~= made then
-  why = 'made anew: this is not the sale that was there before under its id'
+  why = 'made anew: this is not the sale that is known under its id'
 end
 if why then
   write_even_when_full()

@@ -119,7 +119,7 @@ KINDS: Final[dict[DriftKind, _About]] = {
         REMEDY,
     ),
     DriftKind.REDIS_BEHIND: _About(
-        Side.REDIS, "Redis came back with less than the ledger has seen", _REBUILD
+        Side.REDIS, "Redis came back with less than was seen", _REBUILD
     ),
     DriftKind.EVENT_DIFFERS: _About(
         Side.UNKNOWN,

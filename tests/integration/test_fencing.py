@@ -120,7 +120,7 @@ async def test_who_was_told_less_does_not_sell_what_others_were_told_of(disk: Di
         assert (await buy(knows, sale, "6")).status is Status.FENCED
         snapshot = await knows.snapshot(sale.id)
         assert (snapshot.state, snapshot.orders) == ("fenced", 5)
-        assert "were acknowledged" in snapshot.reason
+        assert "are known" in snapshot.reason
         # What is there is there; of what is not there nobody says that it never was.
         assert made[0].order is not None
         assert await knows.order(sale.id, made[0].order.id) is not None

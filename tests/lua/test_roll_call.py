@@ -163,7 +163,7 @@ def test_a_member_that_was_told_more_fences_it_before_any_order(sale: Crew) -> N
     assert a.call().status is Status.NEW_SERVER
     assert a.order() is Status.NEW_SERVER
     before = sale.dump()
-    why = "behind: the server has 4 events, 5 were acknowledged"
+    why = "behind: this server ends at event 4, events up to 5 are known"
     assert b.call() == (Status.FENCED, 0, "", 0, why)
     changed = {b"state": b"fenced", b"reason": why.encode(), b"fenced_state": b"open"}
     assert sale.dump() == before | {"sale": before["sale"] | changed}

@@ -6,11 +6,12 @@ This module imports redis-py, so it is imported where a connection is made.
 from __future__ import annotations
 
 from contextvars import ContextVar
+from functools import cache
 from typing import Any, Protocol
 from weakref import WeakSet
 
 from redis.asyncio import BlockingConnectionPool
-from redis.asyncio.connection import AbstractConnection
+from redis.asyncio.connection import AbstractConnection, Connection
 from redis.exceptions import ConnectionError as BrokenConnection
 
 from seckill.url_options import Tls
@@ -33,7 +34,8 @@ class Pool(BlockingConnectionPool):
     """A pool for one server, whose connections use ``tls`` if it is given."""
 
     def __init__(self, *, tls: Tls | None = None, **options: Any) -> None:
-        super().__init__(**options)
+        kind = options.pop("connection_class", Connection)
+        super().__init__(connection_class=_cuttable(kind), **options)
         self._tls = tls
         self._made: WeakSet[AbstractConnection] = WeakSet()
         self._retired = False
@@ -77,6 +79,21 @@ class Pool(BlockingConnectionPool):
     def _check(self) -> None:
         if self._retired:
             raise BrokenConnection("this server is no longer the one to ask")
+
+
+@cache
+def _cuttable(kind: type[AbstractConnection]) -> type[AbstractConnection]:
+    """The same kind of connection, which knows what it is told of one that was cut."""
+
+    class Cuttable(kind):  # type: ignore[misc, valid-type]
+        async def send_packed_command(self, *args: Any, **options: Any) -> None:
+            try:
+                await super().send_packed_command(*args, **options)
+            except RuntimeError as error:
+                # uvloop's word for it; asyncio throws away what is written to such a transport.
+                raise BrokenConnection(str(error)) from None
+
+    return Cuttable
 
 
 def cut(connection: AbstractConnection) -> None:

@@ -118,9 +118,7 @@ KINDS: Final[dict[DriftKind, _About]] = {
         "a sale was created under the id of one that was removed, and no ledger has its orders",
         REMEDY,
     ),
-    DriftKind.REDIS_BEHIND: _About(
-        Side.REDIS, "Redis came back with less than was seen", _REBUILD
-    ),
+    DriftKind.REDIS_BEHIND: _About(Side.REDIS, "Redis came back with less than was seen", _REBUILD),
     DriftKind.EVENT_DIFFERS: _About(
         Side.UNKNOWN,
         "Redis and ledger tell two stories of this event: one of them was edited",

@@ -194,8 +194,9 @@ class _Rebuild:
         await check_mark(self._engine, self._ledger)
         letters = group_keys(self._sale, LEDGER_GROUP)
         client = self._engine._calls.client_of(self._real[0])
+        listed = self._engine._calls.client_of(SALES)
         # Before the swap: whoever finds the sale gone on, finds it in the list of sales as well.
-        await self._engine._calls.attempt(lambda: client.sadd(SALES, self._sale))
+        await self._engine._calls.attempt(lambda: listed.sadd(SALES, self._sale))
         # The ledger's dead letters are of the old stream: their orders were admitted, or are gone.
         await self._engine._calls.attempt(lambda: client.unlink(letters.dead, letters.again))
         # While it is fenced nobody joins.

@@ -3,28 +3,26 @@
     everysec    the server syncs once a second where every order was promised to be on disk
     new_key     what is sent again after a lost connection goes under another order id
     no_limit    an order has no not_after, so it may be executed after its caller has let go of it
-    no_fence    no call says which server and which seq its engine knows
+    no_fence    no engine knows which server it talks to, nor what it was told of a sale
     no_wait     nobody waits for a replica before an order is acknowledged
 
-Made inside the processes that call, by replacing a function of the engine or, where that would
-depend on how the engine is written, the words that leave for the server. The engine itself knows
-nothing of it.
+Made inside the processes that call, by replacing a function of the engine or, where any of several
+might do it, the words that leave for the server. The engine itself knows nothing of it. Whatever is
+to be replaced and is not there any more ends the process: a variant that breaks nothing would look
+like one that nobody has noticed.
 """
 
 from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
+from types import ModuleType
 from typing import Any, Final
 
 __all__ = ["BROKEN_ENV", "VARIANTS", "break_engine"]
 
 BROKEN_ENV: Final = "SECKILL_CHAOS_BROKEN"
 FAR_MS: Final = 4_000_000_000_000
-# Of EVALSHA sha numkeys key … arg …: where the number of keys stands.
-NUMKEYS: Final = 2
-# Of roll_call's arguments: the highest seq that its engine was told.
-ROLL_CALL_SEQ: Final = 3
 
 Words = tuple[Any, ...]
 
@@ -49,42 +47,33 @@ def _resend_under_a_new_id() -> None:
         # not_after, the order's id, and the rest; the shard at the id's beginning stays.
         return [(row[0], row[1][:-8] + secrets.token_hex(4), *row[2:]) for row in rest]
 
-    Lane._still_waiting = still_waiting  # type: ignore[assignment,method-assign]
+    _replace(Lane, "_still_waiting", still_waiting)
 
 
 def _forget_not_after() -> None:
-    from seckill.lane import Lane
+    from seckill import lane
 
-    Lane._not_after = lambda lane, give_up_s: FAR_MS  # type: ignore[assignment,method-assign]
+    sound = lane._pack
+
+    def pack(columns: Any) -> bytes:
+        # Only as it leaves: the engine still knows when it gives up, and says so.
+        not_after, *rest = columns
+        return sound([(FAR_MS,) * len(not_after), *rest])
+
+    _replace(lane, "_pack", pack)
 
 
 def _forget_the_server() -> None:
-    _rewrite(_without_fence)
+    from seckill.fencing import Greeting, Told
 
+    async def ask(greeting: Greeting, connection: Any) -> None:
+        """Nobody is asked, so ``run_id`` stays empty, as that of a server that does not tell."""
 
-def _without_fence(words: Words) -> Words:
-    if words[0] not in ("EVALSHA", "EVAL"):
-        return words
-    caller = NUMKEYS + 1 + int(words[NUMKEYS])
-    if caller >= len(words):
-        return words
-    # "<format> <run_id> <seq>" becomes "<format>", as a caller writes it who knows nothing.
-    changed = [*words]
-    changed[caller] = str(words[caller]).partition(" ")[0]
-    if words[1] in _roll_call():
-        changed[caller + ROLL_CALL_SEQ] = 0
-    return tuple(changed)
+    def note(told: Told, seq: int, run_id: str) -> None:
+        """What an engine was told of is what it claims in a roll call, too."""
 
-
-def _roll_call() -> tuple[str, ...]:
-    """The script that notices a server with less than its engines were told, by hash and text."""
-    from seckill.scripts import script
-
-    try:
-        code = script("roll_call")
-    except (LookupError, OSError):
-        return ()
-    return code.sha, code.source
+    _replace(Greeting, "_ask", ask)
+    _replace(Told, "note", note)
 
 
 def _never_wait() -> None:
@@ -98,18 +87,23 @@ def _without_wait(words: Words) -> Words:
     return ("EVAL", "return tonumber(ARGV[1])", 0, words[1])
 
 
+def _replace(owner: type | ModuleType, name: str, function: Callable[..., Any]) -> None:
+    """Raises AttributeError for a function that is not there."""
+    if not hasattr(owner, name):
+        raise AttributeError(f"{owner.__name__} has no {name} that could be broken")
+    setattr(owner, name, function)
+
+
 def _rewrite(change: Callable[[Words], Words]) -> None:
     """Has every command changed on its way out, whoever sends it."""
-    from redis import connection
+    from redis.asyncio.connection import AbstractConnection
 
-    for name in ("HiredisRespSerializer", "PythonRespSerializer"):
-        serializer = getattr(connection, name)
-        sound = serializer.pack
+    sound = AbstractConnection.pack_command
 
-        def pack(self: Any, *words: Any, _sound: Any = sound) -> Any:
-            return _sound(self, *change(words))
+    def pack(connection: AbstractConnection, *words: Any) -> Any:
+        return sound(connection, *change(words))
 
-        serializer.pack = pack
+    _replace(AbstractConnection, "pack_command", pack)
 
 
 VARIANTS: Final[dict[str, Callable[[], None]]] = {

@@ -6,9 +6,18 @@ from pathlib import Path
 
 from seckill.keys import shard_keys
 from tests.faults.chaos_crew import wait_for
+from tests.faults.chaos_node import mute
 from tests.faults.chaos_schedule import Fault
 from tests.faults.chaos_servers import NETWORK, SALE, Base, Servers, Single, begin_memory, switch
-from tests.faults.topologies import HOST, SERVICE, ClusterGroup, Link, Node, SentinelGroup
+from tests.faults.topologies import (
+    HOST,
+    SERVICE,
+    ClusterGroup,
+    Link,
+    Node,
+    SentinelGroup,
+    slot_of,
+)
 
 __all__ = ["Cluster", "Sentinel", "a_topology"]
 
@@ -52,6 +61,14 @@ class _Group(Base):
         """Until everybody follows the right one."""
         raise NotImplementedError
 
+    def begin_move(self, source: Node) -> None:
+        """Another master is about to get the sale."""
+        raise NotImplementedError
+
+    def end_move(self, source: Node) -> None:
+        """It has it."""
+        raise NotImplementedError
+
     @property
     def inside_url(self) -> str:
         return f"redis://{HOST}:{self.master().port}/0"
@@ -76,8 +93,12 @@ class _Group(Base):
             node.pause()
         elif verb == "part":
             self._links[node].partition()
+        elif verb == "mute":
+            self._mute(node)
         elif name == "failover":
             self.promote(node)
+        elif name == "slot_move":
+            self.begin_move(node)
         else:
             begin_memory(node, name)
 
@@ -92,9 +113,13 @@ class _Group(Base):
             return
         node = self._victims.pop(name)
         verb, _, whom = name.partition("_")
+        if verb == "mute":
+            node.kill()
+            # What it had to say to its replicas must not reach them after its death.
+            self._links[node].cut()
         if whom == "master" or name == "failover":
             self.successor(node)
-        if verb == "kill":
+        if verb in ("kill", "mute"):
             node.start()
         elif verb == "pause":
             node.unpause()
@@ -102,6 +127,8 @@ class _Group(Base):
             self._links[node].heal()
         elif name == "maxmemory" and node.running:
             node.ask("CONFIG", "SET", "maxmemory", 0)
+        elif name == "slot_move":
+            self.end_move(node)
         if whom != "sentinel":
             self.wait_until_whole()
 
@@ -117,6 +144,13 @@ class _Group(Base):
         self.wait_until_whole()
         for node in self._nodes:
             node.ask("CONFIG", "SET", "maxmemory", 0)
+
+    def _mute(self, master: Node) -> None:
+        with master.client() as client:
+            replicas = client.client_list(_type="replica")
+        ports = {int(replica["addr"].rpartition(":")[2]) for replica in replicas}
+        muted = mute(self._links[master], ports)
+        assert muted == len(ports) > 0, f"{muted} of {len(replicas)} replicas hear nothing more"
 
 
 # What a master keeps over its death is nothing to rely on: a replica takes its place.
@@ -174,6 +208,7 @@ class Cluster(_Group):
         super().__init__()
         self.durability = "replicas:1"
         self._group = ClusterGroup(folder, config=_GROUP_CONFIG)
+        self._target: Node
 
     def _start(self) -> None:
         self._stack.enter_context(self._group)
@@ -209,3 +244,13 @@ class Cluster(_Group):
 
     def wait_until_whole(self) -> None:
         self._group.wait_until_whole()
+
+    def begin_move(self, source: Node) -> None:
+        masters = self._group.masters()
+        self._target = masters[(masters.index(source) + 1) % len(masters)]
+        self._group.begin_migration(slot_of(self._key), self._target)
+
+    def end_move(self, source: Node) -> None:
+        slot = slot_of(self._key)
+        self._group.move_keys(slot, source, self._target)
+        self._group.end_migration(slot, source, self._target)

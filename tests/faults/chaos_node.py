@@ -13,7 +13,7 @@ import struct
 import subprocess
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import redis
@@ -22,7 +22,7 @@ from tests.faults.disk import can_watch_syncs
 from tests.faults.link import Link, _State
 from tests.faults.topology_node import PATIENCE_S, POLL_S, Node
 
-__all__ = ["ChaosNode", "StallingLink"]
+__all__ = ["ChaosNode", "StallingLink", "mute"]
 
 SHIM_SOURCE = Path(__file__).with_name("chaos_shim.c")
 TABLE = struct.Struct("=qq")
@@ -151,3 +151,22 @@ class StallingLink(Link):
         for state in self._frozen:
             state.set(parted=False)
         self._frozen.clear()
+
+
+def mute(link: Link, ports: Collection[int]) -> int:
+    """What passes between the server and those whom it sees at these ports of theirs is held back,
+    and lost with the link's next ``cut``; all others are served. Returns how many those are."""
+    return link._switch(_mute(link, ports))
+
+
+async def _mute(link: Link, ports: Collection[int]) -> int:
+    state = _State(0)
+    state.set(parted=True)
+    count = 0
+    for connection in link._connections:
+        # The second one leads to the server, once that has let it in.
+        for writer in connection._writers[1:]:
+            if writer.get_extra_info("sockname")[1] in ports:
+                connection._state = state
+                count += 1
+    return count

@@ -116,9 +116,21 @@ FAULTS: Final[dict[str, dict[str, Kind]]] = {
         **{name: _LINK[name] for name in ("delay", "drop", "cut", "halve")},
         "part_master": Kind("server", means="nobody reaches the master until another one is"),
         "part_replica": Kind("server", (300, 2_000), means="nobody reaches one replica"),
+        # After any other death the replicas lack at most what came in the last instant.
+        "mute_master": Kind(
+            "server",
+            (600, 1_500),
+            usual=False,
+            means="replicas hear nothing more of it, callers do; then SIGKILL until another one is",
+        ),
         "kill_sentinel": Kind("sentinel", (300, 3_000), means="SIGKILL for a sentinel, restart"),
     },
-    "cluster": dict(_GROUP),
+    "cluster": {
+        **_GROUP,
+        "slot_move": Kind(
+            "server", (200, 1_500), usual=False, means="the sale's slot goes to another master"
+        ),
+    },
 }
 """Every kind of fault of each topology."""
 TOPOLOGIES: Final = tuple(FAULTS)

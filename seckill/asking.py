@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Iterable, Sequence
 from typing import Any, Final
 
 from seckill.address import NODE_S, Address, Node, spoken
 from seckill.errors import RedisUnavailable
 
-__all__ = ["ask_all", "ask_node"]
+__all__ = ["ask_all", "ask_node", "with_remedy"]
 
 Commands = Sequence[tuple[Any, ...]]
 
@@ -81,3 +82,12 @@ async def ask_node(
         # A node that hangs would keep a connection that is closed in order.
         cut(connection)
         await connection.disconnect(nowait=True)
+
+
+def with_remedy(problem: str, remedies: Iterable[tuple[str, str]], **names: str) -> str:
+    """What went wrong, and the first of the remedies whose pattern is found in it. Whether the URL
+    is wrong or its servers are away can't be told apart here, so both are tried again."""
+    for pattern, remedy in remedies:
+        if re.search(pattern, problem):
+            return f"{problem}; {remedy.format(**names)}"
+    return problem

@@ -9,7 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from seckill.address import Address, Node
-from seckill.asking import ask_all
+from seckill.asking import ask_all, with_remedy
 from seckill.errors import RedisUnavailable
 
 __all__ = ["SLOTS", "SlotMap", "read_slots", "slot_of"]
@@ -17,6 +17,35 @@ __all__ = ["SLOTS", "SlotMap", "read_slots", "slot_of"]
 SLOTS: Final = 16_384
 # So many nodes are asked at most: of a large cluster a few know as much as all.
 ASKED_MAX: Final = 8
+
+# What a reply means to whoever has written the URL. The first that fits is said.
+_REMEDIES: Final = (
+    (
+        "cluster support disabled",
+        (
+            "url: this server is part of no cluster; write redis:// for it, or"
+            " redis+sentinel:// and the sentinels that watch it"
+        ),
+    ),
+    (
+        "unknown command .CLUSTER",
+        "url: this is no node of a cluster; write redis+sentinel:// if it is a sentinel",
+    ),
+    (
+        "NOAUTH|NOPERM|WRONGPASS|[Aa]uthentication|no permissions|invalid username",
+        (
+            "url: give the user and password_file=PATH of the nodes, and see that every node has"
+            " that user, with the rights +cluster|slots and +cluster|nodes"
+        ),
+    ),
+    (
+        "Error |does not answer|Connection",
+        (
+            "url: redis+cluster:// names some nodes of the cluster as host:port (6379, unless they"
+            " were given others); see that one of them runs and can be reached"
+        ),
+    ),
+)
 
 
 class SlotMap(msgspec.Struct, frozen=True):
@@ -64,7 +93,10 @@ async def read_slots(address: Address, known: frozenset[Node]) -> SlotMap:
     nodes = {*address.nodes, *known}
     asked = random.sample(sorted(nodes), min(len(nodes), ASKED_MAX))
     # In this order: an epoch that is too new at worst makes a claim win that was true just now.
-    answers = await ask_all(address, asked, (("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")))
+    try:
+        answers = await ask_all(address, asked, (("CLUSTER", "SLOTS"), ("CLUSTER", "NODES")))
+    except RedisUnavailable as error:
+        raise RedisUnavailable(with_remedy(str(error), _REMEDIES)) from None
     claims: list[_Claim] = []
     found: set[Node] = set()
     for node, (slots, lines) in answers.items():

@@ -215,8 +215,8 @@ async def check_server(
             unverified.append(name)
         elif got != value and (name not in _AT_LEAST or int(got) < int(value)):
             remedy = f"set `CONFIG SET {name} {value}`"
-            if durability != "memory" and name != "maxmemory-policy":
-                remedy += ', or accept that acknowledged orders may be lost: durability="memory"'
+            if name != "maxmemory-policy":
+                remedy += _other_durability(durability, followers)
             raise UnsuitableServer(f"{name} is {got!r}: this server {danger}; {remedy}")
     if unverified and not allow_unverified:
         raise UnsuitableServer(
@@ -225,6 +225,17 @@ async def check_server(
         )
     run_id = str(info.get("run_id", ""))
     return ServerFacts(version, run_id, durability, tuple(unverified), followers)
+
+
+def _other_durability(durability: Durability, followers: int) -> str:
+    """What else may be asked of a server that is as it is meant to be."""
+    copies = ""
+    if durability == "aof":
+        copies = f' "replicas:N" if the promise is N replicas ({followers} follow this server), or'
+    return (
+        f", or choose another durability (--durability):{copies}"
+        ' "memory", that is durability="memory", if acknowledged orders may be lost'
+    )
 
 
 _IN_CLUSTER: Final = "is part of a cluster: write redis+cluster://host:port,host:port"

@@ -80,7 +80,7 @@ class Redis(_Section):
     """Where the sales live."""
 
     url: str = ""
-    """redis://…, rediss://… or unix://…; file:PATH if it has a password"""
+    """redis://, rediss://, unix://, redis+sentinel:// or redis+cluster://…; or file:PATH"""
     data: str = ""
     """The data directory of a server of our own, instead of a URL."""
     durability: Annotated[str, AfterValidator(checked_durability)] = "aof"

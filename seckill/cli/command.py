@@ -46,6 +46,8 @@ __all__ = [
 
 REDIS_ENV = "SECKILL_REDIS"
 DATA_ENV = "SECKILL_DATA"
+# The intake's own setting, so whoever has set it need not say it again to each command.
+DURABILITY_ENV = "SECKILL_REDIS__DURABILITY"
 LEDGER_ENV = "SECKILL_LEDGER"
 _PANEL = "Server"
 # A server with an AOF makes one of them at its first start: since Redis 7, and before.
@@ -59,7 +61,8 @@ RedisUrl = Annotated[
     typer.Option(
         "--redis",
         metavar="URL",
-        help=f"Redis or Valkey: redis://…, rediss://… or unix://… (or set {REDIS_ENV}).",
+        help="Redis or Valkey: redis://…, rediss://…, unix://…, redis+sentinel://… or "
+        f"redis+cluster://… (or set {REDIS_ENV}).",
         rich_help_panel=_PANEL,
     ),
 ]
@@ -86,6 +89,7 @@ DurabilityOption = Annotated[
     str,
     typer.Option(
         metavar="aof|replicas:N|memory",
+        envvar=DURABILITY_ENV,
         help="aof: an order is on disk before it is acknowledged. replicas:N: N replicas have it."
         " memory: a crash may lose some.",
         rich_help_panel=_PANEL,

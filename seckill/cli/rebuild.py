@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Final
 
 import msgspec
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 __all__ = ["rebuild"]
 
 UNKNOWN_ORDERS: Final = 3
+# What a fence says of how far the sale is known to have been, to the ledger or to an engine.
+_KNOWN: Final = re.compile(r"events up to (\d+) are known$")
 
 
 @on_engine
@@ -50,7 +53,7 @@ async def rebuild(
         from seckill.ledger.rebuild import rebuild as run
 
         done = await run(engine, book, sale, admit=admit, force=force)
-    data = msgspec.structs.asdict(done) | {"lost_events": done.lost_events}
+    data = msgspec.structs.asdict(done) | {"lost_events": _known_seq(done) - done.last_seq}
     if done.unknown:
         if out.json:
             out.answer(data)
@@ -88,11 +91,7 @@ def _told(done: Rebuilt) -> str:
     if done.seen_at_ms:
         seen = f"event {done.seen_seq:,} at {moment(done.seen_at_ms)}"
         lines.append(f"  Redis was last seen with {seen}")
-    lines.append(
-        f"  lost: {done.lost_events:,} events at least, and what came after Redis was last seen"
-        if done.lost_events
-        else "  lost: nothing that anybody saw, but perhaps what came after Redis was last seen"
-    )
+    lines.append(_lost(done))
     if done.admitted:
         taken = f"taken in, which only Redis knew: {_orders(done.admitted)}"
         lines.append(f"  {taken}, {done.expired:,} of them as expired: no unit was left for these")
@@ -107,3 +106,21 @@ def _told(done: Rebuilt) -> str:
     if done.state == "paused":
         lines.append(f"  next: seckill verify {done.sale}, then seckill sale resume {done.sale}")
     return "\n".join(lines)
+
+
+def _known_seq(done: Rebuilt) -> int:
+    """The last event that anybody has told of: also an engine, by which the sale was fenced."""
+    told = _KNOWN.search(done.reason)
+    return max(done.last_seq, done.seen_seq, int(told[1]) if told else 0)
+
+
+def _lost(done: Rebuilt) -> str:
+    """What is missing. An engine may have acknowledged orders that nobody else has heard of."""
+    known_seq = _known_seq(done)
+    but = ", but for what was taken in" if done.admitted else ""
+    if missing := known_seq - done.last_seq:
+        events = "1 event" if missing == 1 else f"{missing:,} events"
+        after = f"whatever was acknowledged after event {known_seq:,} is not there either{but}"
+        return f"  lost: {events} at least, up to event {known_seq:,}; {after}"
+    after = f"whatever was acknowledged after its last event is not there{but}"
+    return f"  lost: nothing that the ledger knows of; {after}"

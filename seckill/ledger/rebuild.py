@@ -62,7 +62,9 @@ class Rebuilt(msgspec.Struct, frozen=True, kw_only=True):
 
     The ledger ends at event ``last_seq`` of ``last_ms``; Redis was last seen at ``seen_seq``, at
     ``seen_at_ms`` of the ledger's own clock. So at least ``lost_events`` are lost, and an unknown
-    number of later ones; ``holes`` events before the last are missing in the ledger as well.
+    number of later ones: orders may have been acknowledged of which nobody told the ledger, and
+    ``reason`` may name a later event, of which an engine had been told. ``holes`` events before the
+    last are missing in the ledger as well.
     """
 
     sale: str

@@ -84,6 +84,18 @@ def test_unsuitable_server(server: EmbeddedServer, tmp_path: Path) -> None:
     done = run_seckill("sale", "list", "--redis", server.url, cwd=tmp_path)
     assert (done.code, done.out) == (1, "")
     assert "appendfsync is 'no'" in done.err
+    assert '--durability): "replicas:N" if' in done.err
+
+
+def test_commands_ask_what_the_intake_asks(server: EmbeddedServer, tmp_path: Path) -> None:
+    setting = {"SECKILL_REDIS": server.url, "SECKILL_REDIS__DURABILITY": "memory"}
+    assert run_seckill("sale", "list", cwd=tmp_path, **setting).code == 0
+    done = run_seckill("sale", "list", "--durability", "aof", cwd=tmp_path, **setting)
+    assert "appendfsync is 'no'" in done.err
+    done = run_seckill(
+        "sale", "list", cwd=tmp_path, **(setting | {"SECKILL_REDIS__DURABILITY": "x"})
+    )
+    assert (done.code, "durability: 'x' is unknown" in done.err) == (2, True)
 
 
 def test_only_a_first_sale_makes_a_data_directory(sale_file: SaleFile, tmp_path: Path) -> None:

@@ -48,6 +48,7 @@ def test_from_the_loss_to_its_proof(lost: str, seckill: Seckill, ledger: tuple[s
     assert f"✓ sale {lost} was rebuilt: 2 orders of the ledger; it is paused" in done.out
     why = "lost: this server has nothing of it, events up to 4 are known"
     assert f"what had happened: {why}" in done.out
+    assert "  lost: nothing that the ledger knows of; whatever was acknowledged after " in done.out
     assert "no hold lapses before" in done.out
     assert f"seckill sale resume {lost}" in done.out
     again = seckill("rebuild", lost, *ledger, "--json")
@@ -75,6 +76,20 @@ async def test_a_fenced_sale_is_seen_everywhere(
     assert refused.code == 1
     assert "seckill rebuild" in refused.err
     assert seckill("verify", lost).code == 1
+
+
+@pytest.mark.slow
+async def test_what_only_an_engine_was_told_of_counts_as_lost(
+    lost: str, seckill: Seckill, ledger: tuple[str, str], engine: Engine, client: redis.Redis
+) -> None:
+    async with Ledger(ledger[1]) as book:
+        assert await check(engine, book)
+    # As after a roll call in which an engine was ahead of the ledger.
+    reason = "lost: this server has nothing of it, events up to 9 are known"
+    client.hset(shard_keys(lost)[0], "reason", reason)
+    done = seckill("rebuild", lost, *ledger)
+    assert "  the ledger ends at event 4 of " in done.out
+    assert "  lost: 5 events at least, up to event 9; whatever was acknowledged after" in done.out
 
 
 @pytest.mark.slow

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import re
+import socket
 import time
 from collections.abc import AsyncIterator, Iterable, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -258,6 +260,43 @@ async def test_a_master_that_is_a_replica_again_is_not_believed(sentinels: Senti
             await servers.look()
         master.ask("REPLICAOF", "NO", "ONE")
         await find(servers, "k", (await asyncio.to_thread(sentinels.wait_until_whole)).port)
+
+
+@pytest.mark.parametrize(
+    ("front", "said", "remedy"),
+    [
+        ("redis+sentinel", "unknown command", "url: this is a server and no sentinel; .*26379"),
+        ("redis+cluster", "cluster support disabled", "url: this server is part of no .* redis://"),
+    ],
+)
+async def test_one_server_is_taken_for_several(
+    tmp_path: Path, front: str, said: str, remedy: str
+) -> None:
+    with Node(tmp_path / "node") as node:
+        await no_master(f"{front}://{HOST}:{node.port}", f"{said}.*; {remedy}")
+
+
+async def test_a_sentinel_is_asked_for_what_it_is_not(tmp_path: Path) -> None:
+    with Node(tmp_path / "watch", sentinel=True) as node:
+        at = f"{HOST}:{node.port}"
+        remedy = f"No such master.*; url: these sentinels watch no master '{SERVICE}'; end it with"
+        await no_master(f"redis+sentinel://{at}", remedy)
+        await no_master(f"redis+cluster://{at}", r"; url: this is no node .* redis\+sentinel://")
+
+
+@pytest.mark.parametrize("front", ["redis+sentinel", "redis+cluster"])
+async def test_nobody_is_there(front: str) -> None:
+    with socket.socket() as taken:
+        taken.bind((HOST, 0))  # And never listens.
+        port = taken.getsockname()[1]
+        names = rf"url: {re.escape(front)}:// names .* runs and can be reached$"
+        await no_master(f"{front}://{HOST}:{port}", f"Error 111 .*; {names}")
+
+
+async def no_master(at: str, problem: str) -> None:
+    async with servers_of(f"{at}/{SERVICE}" if "sentinel" in at else at) as servers:
+        with pytest.raises(RedisUnavailable, match=problem):
+            await servers.look()
 
 
 # -- a cluster ------------------------------------------------------------------------------------

@@ -157,7 +157,9 @@ async def test_a_sentinel_and_who_it_names(tmp_path: Path, certs: Path) -> None:
             await servers.client("k").set("k", "v")
             assert [*await servers.client("k").info("keyspace")] == ["db2"]
         async with servers_of(url) as servers:
-            with pytest.raises(RedisUnavailable, match=r"NOAUTH|[Aa]uthentication"):
+            with pytest.raises(
+                RedisUnavailable, match=r"(NOAUTH|[Aa]uthentication).*; url: .*sentinel_pa"
+            ):
                 await servers.look()
         unknown = url.replace(f"/{SERVICE}/", "/other/")
         async with servers_of(f"{unknown}&sentinel_password_file={tmp_path}/own") as servers:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import shlex
 from collections.abc import Iterator
@@ -28,6 +29,7 @@ from seckill.status import Status
 from seckill.stream import Event
 from seckill.trim import trim
 from seckill.verify import verify
+from tests.cli.conftest import run_seckill
 from tests.faults.topologies import HOST, Node
 from tests.ledger.shop import Shop, open_shop
 from tests.queued import admission, called, close_list, joined, until
@@ -92,6 +94,7 @@ async def test_a_sale_goes_from_its_first_order_to_its_end(house: House, tmp_pat
         await _queue(engine)
         await _draw(engine)
         assert {finding.check for finding in await examine(shop.sale.id, house.url)}
+        await _inspect(shop, tmp_path)
         await _end(shop)
     assert house.refused() == []
     spare = allowed() - _subcommands(house.used()) - ELSEWHERE
@@ -168,6 +171,13 @@ async def _draw(engine: Engine) -> None:
     assert (await called(engine, sale, "ann")).token
 
 
+async def _inspect(shop: Shop, folder: Path) -> None:
+    ask = ("inspect", shop.sale.id, "--redis", shop.engine.url, "--json")
+    done = await asyncio.to_thread(run_seckill, *ask, cwd=folder)
+    assert done.code == 0, done.err
+    assert None not in done.data["memory_bytes"].values()
+
+
 async def _end(shop: Shop) -> None:
     sale = shop.sale.id
     for order in shop.orders.values():
@@ -194,6 +204,19 @@ async def test_a_right_that_is_missing_is_noticed(house: House) -> None:
         with pytest.raises(ScriptFailed):
             await engine.create(sale)
     assert house.refused() == [("command", "xadd")]
+
+
+async def test_who_may_not_ask_for_memory_sees_all_the_rest(house: House, tmp_path: Path) -> None:
+    house.admin.execute_command("ACL", "SETUSER", "seckill", "-memory|usage")
+    sale = make_sale()
+    async with Engine(house.url, sweep_ms=0, timeout_ms=60_000) as engine:
+        assert (await engine.create(sale)).ok
+    ask = ("inspect", sale.id, "--redis", house.url)
+    shown = await asyncio.to_thread(run_seckill, *ask, cwd=tmp_path)
+    assert (shown.code, shown.out.count("unknown")) == (0, len(shard_keys(sale.id)))
+    assert "+memory|usage" in shown.err
+    told = await asyncio.to_thread(run_seckill, *ask, "--json", cwd=tmp_path)
+    assert told.data["memory_bytes"] == dict.fromkeys(shard_keys(sale.id))
 
 
 def test_the_user_sees_nothing_else(house: House) -> None:

@@ -206,7 +206,9 @@ async def test_servers_that_can_promise_nothing(nodes: tuple[Node, Node]) -> Non
     ):
         await asyncio.to_thread(master.ask, "CONFIG", "SET", name, wrong)
         try:
-            with pytest.raises(UnsuitableServer, match=why):
+            with pytest.raises(UnsuitableServer, match=why) as caught:
                 await Engine(url, durability="replicas:1").start()
+            assert "--durability" in str(caught.value)
+            assert "replicas:N" not in str(caught.value)
         finally:
             await asyncio.to_thread(master.ask, "CONFIG", "SET", name, right)

@@ -85,6 +85,7 @@ async def test_a_server_that_may_lose_orders(
     server = start(appendfsync, **config)
     await refused(server.url, match)
     await refused(server.url, 'durability="memory"', allow_unverified=True)
+    await refused(server.url, r'--durability\): "replicas:N" .* \(0 follow this server\), or "mem')
     assert is_empty(server)
     async with Engine(server.url, durability="memory", sweep_ms=0) as engine:
         assert engine.facts is not None

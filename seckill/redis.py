@@ -189,7 +189,7 @@ async def check_server(
             f"this server is Redis {version}; use Redis 6.2 or later, or any Valkey"
         )
     if bool(info.get("cluster_enabled")) is not in_cluster:
-        what = "is not part of a cluster: write redis://" if in_cluster else _IN_CLUSTER
+        what = "is not part of a cluster: write redis://" if in_cluster else IN_CLUSTER
         raise UnsuitableServer(f"this server {what}")
     if info.get("role") not in (None, "master"):
         raise (RedisUnavailable if may_move else UnsuitableServer)(
@@ -204,7 +204,7 @@ async def check_server(
             " replicas, or wait for fewer"
         )
     unverified = []
-    for name, (value, danger) in _wanted(durability).items():
+    for name, (value, danger) in wanted(durability).items():
         try:
             got = (await client.config_get(name)).get(name)
         except (RedisError, OSError) as error:
@@ -213,7 +213,7 @@ async def check_server(
             got = None
         if got is None:
             unverified.append(name)
-        elif got != value and (name not in _AT_LEAST or int(got) < int(value)):
+        elif got != value and (name not in AT_LEAST or int(got) < int(value)):
             remedy = f"set `CONFIG SET {name} {value}`"
             if name != "maxmemory-policy":
                 remedy += _other_durability(durability, followers)
@@ -238,11 +238,11 @@ def _other_durability(durability: Durability, followers: int) -> str:
     )
 
 
-_IN_CLUSTER: Final = "is part of a cluster: write redis+cluster://host:port,host:port"
-_AT_LEAST: Final = ("min-replicas-to-write",)
+IN_CLUSTER: Final = "is part of a cluster: write redis+cluster://host:port,host:port"
+AT_LEAST: Final = ("min-replicas-to-write",)
 
 
-def _wanted(durability: Durability) -> dict[str, tuple[str, str]]:
+def wanted(durability: Durability) -> dict[str, tuple[str, str]]:
     """What the server's settings must be, each with the danger of anything else."""
     wanted = {"maxmemory-policy": ("noeviction", "evicts keys, so orders could vanish")}
     if durability == "memory":

@@ -11,7 +11,7 @@ import typer
 from rich.console import RenderableType
 from rich.text import Text
 
-from seckill.cli.command import DataDir, Json, RedisUrl, SaleId, Target
+from seckill.cli.command import DURABILITY_ENV, DataDir, Json, RedisUrl, SaleId, Target
 from seckill.cli.output import Output, new_table
 from seckill.cli.reach import is_named, reach
 from seckill.doctor import (
@@ -65,6 +65,7 @@ def doctor(
         str | None,
         typer.Option(
             metavar="aof|replicas:N|memory",
+            envvar=DURABILITY_ENV,
             help="What the intake will ask of the server; aof unless the settings say otherwise.",
             rich_help_panel="Server",
         ),
@@ -167,9 +168,12 @@ def _shown(report: Report, *, settings: bool) -> list[RenderableType]:
     table.show_header = False
     for group, checks in CHECKS.items():
         findings = [finding for finding in report.findings if finding.check in checks]
-        if findings:
-            table.add_row("", Text(group, style="dim"), "")
+        server = None
         for finding in findings:
+            if server != finding.server:
+                # Each server of a cluster has a part of its own.
+                server = finding.server
+                table.add_row("", Text(group, style="dim"), Text(server, style="dim"))
             mark, style = _MARKS[finding.level]
             seen = Text(finding.seen, style="" if finding.level is Level.GREEN else style)
             if finding.remedy:

@@ -1,7 +1,7 @@
 """``seckill doctor``: what can be seen to be wrong with a sale, its server and its intake before it
 begins.
 
-    readings.py   what is read of the server, once
+    places.py     which servers               readings.py          what is read of each, once
     server.py     checks of the server        sale.py, groups.py   checks of one sale
     scripts.py    whether it runs ours        intake.py            checks of the settings
     host.py       checks of this host         user_keys.py         whether the mall's can be had
@@ -14,21 +14,25 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Final
 
+from msgspec.structs import replace
+
 from seckill.doctor.admission import read_queue
 from seckill.doctor.finding import CHECKS, Finding, Level, Report, red
 from seckill.doctor.groups import check_groups, check_letters, count_letters, read_groups
 from seckill.doctor.host import check_open_files
 from seckill.doctor.intake import check_intake, read_settings
-from seckill.doctor.readings import Reading, read_server, shown_url
+from seckill.doctor.places import Place, places_of, shown_place, shown_url
+from seckill.doctor.readings import Reading, read_server
 from seckill.doctor.sale import check_sale, read_sale
 from seckill.doctor.scripts import check_scripts
 from seckill.doctor.server import check_server
 from seckill.doctor.user_keys import check_user_keys
-from seckill.durability import Durability
+from seckill.durability import Durability, checked_durability
 from seckill.errors import RedisUnavailable
 from seckill.keys import shard_keys
+from seckill.redis import CONNECT_SECONDS
 from seckill.sale import check_sale_id
-from seckill.servers import OwnClient
+from seckill.servers import Servers
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -47,6 +51,7 @@ __all__ = [
 ]
 
 PATIENCE_S: Final = 20.0
+_AWAY: Final = (TimeoutError, OSError, EOFError, RedisUnavailable)
 CONNECTIONS_A_WORKER: Final = 48
 """What a worker opens: the pool of its engine, and two a sale that it serves."""
 
@@ -59,33 +64,67 @@ async def examine(
     workers: int = 1,
     groups: tuple[str, ...] = (),
 ) -> list[Finding]:
-    """Examines a sale and its server. A server that is away is a finding, not an exception.
+    """Examines a sale and its server, and of a cluster every other master, because keys of ours
+    that belong to no sale are there as well. A server that is away is a finding, not an exception.
 
     ``workers`` is how many processes of the intake will connect, ``groups`` are consumer groups
-    that must be there. Raises InvalidInput for what is
-    no sale's id or no URL.
+    that must be there. Raises InvalidInput for what is no sale's id, no URL or no durability.
     """
+    check_sale_id(sale, "sale")
+    checked_durability(durability)
+    servers = Servers(url, connections=1, timeout_s=CONNECT_SECONDS)
+    try:
+        places, findings = await _find(servers, url, sale)
+        for place in places:
+            made = await _examine_place(place, durability, workers * CONNECTIONS_A_WORKER, groups)
+            findings += made
+        return findings
+    finally:
+        await servers.aclose()
+
+
+async def _find(servers: Servers, url: str, sale: str) -> tuple[list[Place], list[Finding]]:
+    """The servers, and what is wrong if that of the sale is not among them."""
     from redis.exceptions import RedisError
 
-    check_sale_id(sale, "sale")
-    here = OwnClient(url, shard_keys(sale)[0])
     try:
-        async with asyncio.timeout(PATIENCE_S), here as client:
-            reading = await read_server(
-                client,
-                url,
-                durability=durability,
-                connections=workers * CONNECTIONS_A_WORKER,
-            )
+        async with asyncio.timeout(PATIENCE_S):
+            await servers.look()
+        places = places_of(servers, url, sale)
+        servers.address(shard_keys(sale)[0])
+    except (RedisError, *_AWAY) as error:
+        return places_of(servers, url, sale), [_unseen(shown_url(url), error)]
+    return places, []
+
+
+async def _examine_place(
+    place: Place, durability: Durability, connections: int, groups: tuple[str, ...]
+) -> list[Finding]:
+    """The findings of one server, and of the sale if it is there."""
+    from redis.exceptions import RedisError
+
+    try:
+        async with asyncio.timeout(PATIENCE_S):
+            reading = await read_server(place, durability=durability, connections=connections)
             findings = check_server(reading)
-            if not reading.info.get("loading"):
-                findings.append(await check_scripts(client, sale))
-                findings += await _examine_sale(client, sale, reading, groups)
+            if reading.has_keys:
+                findings.append(await check_scripts(place.client, place.sale))
+            findings = [replace(finding, server=place.name) for finding in findings]
+            if reading.has_keys and place.has_sale:
+                findings += await _examine_sale(place.client, place.sale, reading, groups)
             return findings
-    except (TimeoutError, RedisError, OSError, EOFError, RedisUnavailable) as error:
-        said = str(error) or "no answer in time"
-        seen = f"{shown_url(url)} can't be examined: {said}"
-        return [red("server", seen, "start it, or check its address, user and password")]
+    except (RedisError, *_AWAY) as error:
+        return [replace(_unseen(shown_place(place), error), server=place.name)]
+
+
+def _unseen(server: str, error: Exception) -> Finding:
+    from redis.exceptions import AskError, MovedError
+
+    if isinstance(error, AskError | MovedError):
+        seen = f"{server} can't be examined: a slot is on the move to {error.host}:{error.port}"
+        return red("server", seen, "look again when that is over")
+    seen = f"{server} can't be examined: {str(error) or 'no answer in time'}"
+    return red("server", seen, "start it, or check its address, user and password")
 
 
 async def _examine_sale(

@@ -61,12 +61,14 @@ class Level(StrEnum):
 
 
 class Finding(msgspec.Struct, frozen=True):
-    """What one check saw. ``remedy`` says what to do, and is empty where all is well."""
+    """What one check saw. ``remedy`` says what to do, and is empty where all is well. ``server`` is
+    which one of a cluster it is about, host and port; empty where there is only one."""
 
     check: str
     level: Level
     seen: str
     remedy: str = ""
+    server: str = ""
 
 
 class Report(msgspec.Struct, frozen=True):
@@ -85,9 +87,15 @@ class Report(msgspec.Struct, frozen=True):
 
     @classmethod
     def of(cls, sale: str, server: str, findings: list[Finding]) -> Report:
-        """A report of these findings, put in order."""
+        """A report of these findings, put in order; servers of a cluster stay in theirs."""
         order = [check for checks in CHECKS.values() for check in checks]
-        return cls(sale, server, tuple(sorted(findings, key=lambda one: order.index(one.check))))
+        servers = list(dict.fromkeys(finding.server for finding in findings))
+
+        def place(one: Finding) -> tuple[bool, int, int]:
+            outside = one.check not in CHECKS["server"]
+            return outside, servers.index(one.server), order.index(one.check)
+
+        return cls(sale, server, tuple(sorted(findings, key=place)))
 
 
 def green(check: str, seen: str) -> Finding:

@@ -4,7 +4,6 @@ probe, a key that expires by itself.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Awaitable, Callable
 from statistics import median
 from time import perf_counter, time
@@ -13,16 +12,17 @@ from urllib.parse import urlsplit
 
 import msgspec
 
+from seckill.doctor.places import Place, is_at, shown_place
 from seckill.durability import Durability
 from seckill.embedded import running_url
-from seckill.keys import PROBE, SALES, queue_keys, shard_keys
+from seckill.errors import RedisUnavailable
+from seckill.keys import SALES, queue_keys, shard_keys
+from seckill.redis import is_transient
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["Plan", "Reading", "SlowCommand", "is_local", "read_server", "shown_url"]
-
-"""A string that is written to see how long a write takes; it expires after ten seconds."""
+__all__ = ["Plan", "Reading", "SlowCommand", "is_local", "read_server"]
 
 TRIPS: Final = 9
 WRITES: Final = 5
@@ -67,12 +67,18 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
     """A server as it presents itself. ``config`` lacks what it would not tell.
 
     ``durability`` is what is asked of it, and ``connections`` how many more clients tonight brings.
-    ``embedded``: it is one of our own, which is started anew with every intake.
+    ``address`` is how it is shown, ``name`` tells it from the others of a cluster. ``may_move``:
+    others say who the master is. ``embedded``: it is one of our own, which is started anew with
+    every intake.
     ``skew_ms`` is how far its clock is ahead of this host's, known to ``round_trip_ms / 2``.
     ``write_ms`` is None when it refused the probe, for the reason ``write_refusal``.
     """
 
-    url: str
+    address: str
+    name: str
+    has_sale: bool
+    in_cluster: bool
+    may_move: bool
     durability: Durability
     connections: int
     info: dict[str, Any]
@@ -93,14 +99,22 @@ class Reading(msgspec.Struct, frozen=True, kw_only=True):
         return self.info.get("role") in (None, "master")
 
     @property
+    def has_keys(self) -> bool:
+        """Whether it can be asked for keys that belong to it. A cluster's own answer for all others
+        with where they are, and its replicas for all."""
+        if self.info.get("loading"):
+            return False
+        return not self.info.get("cluster_enabled") or (self.in_cluster and self.is_master)
+
+    @property
     def local(self) -> bool:
         """Whether it runs on this host, as far as its address tells."""
-        return is_local(self.url)
+        return is_local(self.address)
 
 
 def is_local(url: str) -> bool:
-    """Whether the address is one of this host's own."""
-    parts = urlsplit(url)
+    """Whether the address, a URL or host and port, is one of this host's own."""
+    parts = urlsplit(url if "//" in url or url.startswith("/") else f"//{url}")
     return parts.scheme == "unix" or (parts.hostname or "localhost") in (
         "localhost",
         "127.0.0.1",
@@ -108,27 +122,28 @@ def is_local(url: str) -> bool:
     )
 
 
-def shown_url(url: str) -> str:
-    """The URL without user and password."""
-    return re.sub(r"//[^/@]*@", "//", url.partition("?")[0])
-
-
-async def read_server(
-    client: Redis, url: str, *, durability: Durability, connections: int
-) -> Reading:
+async def read_server(place: Place, *, durability: Durability, connections: int) -> Reading:
     """Reads the server. Raises what redis-py raises when it is away or refuses INFO."""
+    client = place.client
     info: dict[str, Any] = await client.info()
     loading = bool(info.get("loading"))
     skew_ms, round_trip_ms, now_ms = await _clock(client)
     is_master = info.get("role") in (None, "master")
+    is_stranger = info.get("cluster_enabled") and not place.in_cluster
     write_ms, refusal = None, "it is loading" if loading else "it is not a master"
-    if is_master and not loading:
-        write_ms, refusal = await _probe(client)
+    if is_stranger:
+        refusal = "it is part of a cluster"
+    elif is_master and not loading:
+        write_ms, refusal = await _probe(client, place.probe)
     config = await _config(client)
     # Not PING: a server that refuses writes refuses that, too.
     trip_ms = 0.0 if loading else await _median_ms(client.time, TRIPS)
     return Reading(
-        url=url,
+        address=shown_place(place),
+        name=place.name,
+        has_sale=place.has_sale,
+        in_cluster=place.in_cluster,
+        may_move=place.servers.may_move,
         durability=durability,
         connections=connections,
         info=info,
@@ -140,8 +155,8 @@ async def read_server(
         write_ms=write_ms,
         write_refusal=refusal,
         slow=await _slow(client),
-        plan=Plan() if loading else await _plan(client),
-        embedded="dir" in config and running_url(config["dir"]) == url,
+        plan=Plan() if loading or is_stranger else await _plan(place),
+        embedded="dir" in config and running_url(config["dir"]) == place.url,
     )
 
 
@@ -180,12 +195,12 @@ async def _median_ms(call: Callable[[], Awaitable[Any]], times: int) -> float:
     return median(taken)
 
 
-async def _probe(client: Redis) -> tuple[float | None, str]:
+async def _probe(client: Redis, key: str) -> tuple[float | None, str]:
     """How long a write takes, which with appendfsync always is until it is on disk."""
     from redis.exceptions import ResponseError
 
     try:
-        return await _median_ms(lambda: client.set(PROBE, "probe", ex=10), WRITES), ""
+        return await _median_ms(lambda: client.set(key, "probe", ex=10), WRITES), ""
     except ResponseError as error:
         return None, str(error)
 
@@ -207,12 +222,29 @@ async def _slow(client: Redis) -> tuple[SlowCommand, ...] | None:
     )
 
 
-async def _plan(client: Redis) -> Plan:
-    """What the sales that are not over may still sell; all share the server's memory."""
-    members: Any = await client.smembers(SALES)
+async def _names(place: Place) -> list[str]:
+    """The sales of this server. In a cluster another one may have the list of all."""
+    from redis.exceptions import RedisError
+
+    if not place.in_cluster:
+        members: Any = await place.client.smembers(SALES)
+        return sorted(name.decode("utf-8", "replace") for name in members)
+    try:
+        members = await place.servers.client(SALES).smembers(SALES)
+    except (RedisError, OSError, RedisUnavailable) as error:
+        if not isinstance(error, RedisUnavailable) and not is_transient(error):
+            raise
+        # Whoever has the list is red for it. Of this server's sales one at least is known.
+        return [place.sale] if place.has_sale else []
     names = sorted(name.decode("utf-8", "replace") for name in members)
+    return [name for name in names if is_at(place.servers, name, place.address)]
+
+
+async def _plan(place: Place) -> Plan:
+    """What the sales that are not over may still sell; all share the server's memory."""
+    client = place.client
     sales = units = orders = queues = 0
-    for name in names[:SALES_READ]:
+    for name in (await _names(place))[:SALES_READ]:
         keys = shard_keys(name)
         async with client.pipeline(transaction=False) as pipe:
             pipe.execute_command("HGET", keys[0], "state")

@@ -289,12 +289,13 @@ def _sale_clock(sale: SaleReading) -> Finding:
 
 
 def _home(sale: SaleReading, reading: Reading) -> Finding:
-    """Whether this is the server the sale was created on. Nothing compares it while it sells."""
+    """Whether this is the server that the sale trusts: the one that it was created on, or the last
+    one that was adopted (docs/durability.md, fencing)."""
     run_id = reading.info.get("run_id")
     if not run_id or not sale.header.get("server"):
         return yellow("home", "the server does not tell its run_id", "ask its operator")
     if sale.header["server"] == run_id:
-        return green("home", "the server it was created on")
+        return green("home", "the server that it was sold on last")
     created_ms = int(sale.oldest.partition("-")[0] or 0)
     started_ms = sale.now_ms - int(reading.info.get("uptime_in_seconds", 0)) * 1_000
     was_replica = str(reading.info.get("master_replid2", "0")).strip("0") != ""
@@ -303,8 +304,10 @@ def _home(sale: SaleReading, reading: Reading) -> Finding:
         how = "a replica that was promoted" if was_replica else "another one, and no restart of it"
         return red(
             "home",
-            f"not the server it was created on: {how}, so orders may be missing",
-            f"compare with the mall's own orders (`seckill verify {sale.id}`) before it opens",
+            f"not the server that it was sold on last: {how}, and no engine has adopted it yet",
+            "start the intake: it adopts the server, or fences the sale if what it or the ledger "
+            "was told is missing; without a ledger compare with the mall's own orders "
+            f"(`seckill verify {sale.id}`)",
         )
     seen = f"its server was started anew {_span(sale.now_ms - started_ms)} ago"
     if reading.embedded:

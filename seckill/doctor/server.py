@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Final
 
 from seckill.doctor.finding import Finding, green, red, shown_bytes, yellow
-from seckill.doctor.readings import Reading, shown_url
-from seckill.redis import VERSION_MIN
+from seckill.doctor.readings import Reading
+from seckill.durability import replicas_of
+from seckill.redis import AT_LEAST, IN_CLUSTER, VERSION_MIN, wanted
 
 __all__ = [
     "AOF_BYTES_PER_ORDER",
@@ -49,17 +50,42 @@ _UNVERIFIED: Final = (
     "unverified: ask the server's operator; the intake starts only with allow_unverified"
 )
 
+# Which check judges a setting that an engine asks for; all others are of `persistence`.
+_JUDGED_BY: Final = {"maxmemory-policy": "eviction", "min-replicas-to-write": "replicas"}
+
 
 def check_server(reading: Reading) -> list[Finding]:
     """All findings of a server."""
     return [finding for check in _CHECKS if (finding := check(reading)) is not None]
 
 
+def _settings(reading: Reading, check: str) -> Finding | None:
+    """What an engine would refuse of the settings that this check is about; None if nothing."""
+    hidden = []
+    for name, (value, danger) in wanted(reading.durability).items():
+        if _JUDGED_BY.get(name, "persistence") != check:
+            continue
+        got = reading.config.get(name)
+        if got is None:
+            hidden.append(name)
+        elif got != value and (name not in AT_LEAST or int(got) < int(value)):
+            seen = f"{name} is {got}: the server {danger}"
+            remedy = f"set `CONFIG SET {name} {value}`"
+            if reading.durability == "aof" and reading.info.get("connected_slaves"):
+                remedy += ", or choose durability replicas:N, if that is what its replicas are for"
+            return red(check, seen, remedy)
+    if hidden:
+        return yellow(check, f"the server hides {', '.join(hidden)}", _UNVERIFIED)
+    return None
+
+
 def _version(reading: Reading) -> Finding:
     info = reading.info
     valkey = info.get("valkey_version")
     version = str(valkey or info.get("redis_version", "0"))
-    seen = f"{'Valkey' if valkey else 'Redis'} {version} at {shown_url(reading.url)}"
+    seen = f"{'Valkey' if valkey else 'Redis'} {version} at {reading.address}"
+    if reading.in_cluster:
+        seen += ", which has the sale" if reading.has_sale else ", for other sales"
     numbers = tuple(int(part) for part in re.findall(r"\d+", version)[:2])
     if not valkey and numbers < VERSION_MIN:
         return red("server", seen, "use Redis 6.2 or later, or any Valkey")
@@ -68,11 +94,15 @@ def _version(reading: Reading) -> Finding:
 
 def _role(reading: Reading) -> Finding:
     info = reading.info
-    if info.get("cluster_enabled") and "+cluster://" not in reading.url:
-        return red("role", "part of a cluster", "write redis+cluster://host:port,host:port")
+    if info.get("cluster_enabled") and not reading.in_cluster:
+        seen, _, remedy = IN_CLUSTER.removeprefix("is ").partition(": ")
+        return red("role", f"{seen}, and was not asked as one", remedy)
     if not reading.is_master:
         master = f"{info.get('master_host', '?')}:{info.get('master_port', '?')}"
-        return red("role", f"a {info['role']} of {master}", f"connect to the master, {master}")
+        remedy = f"connect to the master, {master}"
+        if reading.may_move:
+            remedy = "a failover is under way: look again in some seconds"
+        return red("role", f"a {info['role']} of {master}", remedy)
     if info.get("loading"):
         left_s = info.get("loading_eta_seconds", "?")
         return red("role", "still loading its data", f"wait; it expects {left_s} s more")
@@ -82,24 +112,37 @@ def _role(reading: Reading) -> Finding:
 def _replicas(reading: Reading) -> Finding:
     info = reading.info
     replicas = [info[name] for name in info if re.fullmatch(r"slave\d+", name)]
+    asked = replicas_of(reading.durability)
     wanted = info.get("min_slaves_good_slaves")
     told = reading.config.get("min-replicas-to-write", "0")
     if wanted is not None and told.isdigit() and int(wanted) < int(told):
+        remedy = "bring the replicas back"
+        if not asked:
+            remedy += ", or set `CONFIG SET min-replicas-to-write 0`"
         return red(
             "replicas",
             f"{wanted} good ones, and min-replicas-to-write is {told}: every order is refused",
-            "bring the replicas back, or set `CONFIG SET min-replicas-to-write 0`",
+            remedy,
         )
-    if not replicas:
+    if not replicas and not asked:
         return green("replicas", "none")
     late = [
         f"{one.get('ip')}:{one.get('port')} ({one.get('state')}, {one.get('lag')} s behind)"
         for one in replicas
         if one.get("state") != "online" or int(one.get("lag", 0)) > REPLICA_LAG_S
     ]
+    seen = f"{len(replicas) - len(late)} in step"
+    if asked:
+        seen += f", and every order waits for {asked}"
     if late:
-        return yellow("replicas", f"not in step: {', '.join(late)}", "look at the replica's log")
-    return green("replicas", f"{len(replicas)} in step")
+        seen += f"; not in step: {', '.join(late)}"
+    if len(replicas) - len(late) < asked:
+        return red("replicas", seen, "add replicas, or look at their logs; or wait for fewer")
+    if (unfit := _settings(reading, "replicas")) is not None:
+        return unfit
+    if late:
+        return yellow("replicas", seen, "look at the replica's log")
+    return green("replicas", seen)
 
 
 def _persistence(reading: Reading) -> Finding:
@@ -107,25 +150,16 @@ def _persistence(reading: Reading) -> Finding:
         return yellow(
             "persistence",
             "durability is memory: a crash may lose acknowledged orders",
-            "use durability aof for a real sale",
+            "use durability aof for a real sale, or replicas:N with replicas",
         )
-    config = reading.config
     if "aof_enabled" in reading.info and not reading.info["aof_enabled"]:
         return red("persistence", "appendonly is no", "set `CONFIG SET appendonly yes`")
-    hidden = []
-    for name, value in (
-        ("appendonly", "yes"),
-        ("appendfsync", "always"),
-        ("no-appendfsync-on-rewrite", "no"),
-    ):
-        if name not in config:
-            hidden.append(name)
-        elif config[name] != value:
-            return red(
-                "persistence", f"{name} is {config[name]}", f"set `CONFIG SET {name} {value}`"
-            )
-    if hidden:
-        return yellow("persistence", f"the server hides {', '.join(hidden)}", _UNVERIFIED)
+    if (unfit := _settings(reading, "persistence")) is not None:
+        return unfit
+    if replicas_of(reading.durability):
+        return green(
+            "persistence", "replicas have every order before it is acknowledged; an AOF is kept"
+        )
     return green("persistence", "every order is on disk before it is acknowledged")
 
 

@@ -77,6 +77,24 @@ def test_settings_name_the_server(
     assert (levels["settings"], levels["secrets"]) == ("green", "red")
 
 
+@pytest.mark.parametrize("named", ["option", "settings"])
+def test_replicas_are_counted(
+    sale_file: SaleFile, seckill: Seckill, tmp_path: Path, server_url: str, named: str
+) -> None:
+    sale, path = sale_file("2099-01-01T20:00:00+08:00")
+    seckill("sale", "create", str(path), "--open")
+    args = ["--redis", server_url, "--durability", "replicas:2"]
+    if named == "settings":
+        config = tmp_path / "seckill.toml"
+        config.write_text(f'[redis]\nurl = "{server_url}"\ndurability = "replicas:2"\n', "utf-8")
+        args = ["--config", str(config)]
+    done = run_seckill("doctor", sale, *args, "--json", cwd=tmp_path)
+    findings = {finding["check"]: finding for finding in done.data["findings"]}
+    assert (done.code, findings["replicas"]["level"]) == (1, "red")
+    assert findings["replicas"]["seen"] == "0 in step, and every order waits for 2"
+    assert "appendfsync" not in str(findings["persistence"])
+
+
 @pytest.fixture
 def server_url(seckill: Seckill, server: object) -> str:
     return str(server.url)  # type: ignore[attr-defined]
@@ -88,6 +106,11 @@ def server_url(seckill: Seckill, server: object) -> str:
         (("doctor", "[red]晚8点"), 2, "sale: '[red]晚8点' holds '['"),
         (("doctor", "x", "--redis", "127.0.0.1:6379"), 2, "is not a Redis URL"),
         (("doctor", "x"), 2, "give --redis URL or --embedded DIR"),
+        (
+            ("doctor", "x", "--redis", "redis://127.0.0.1:1", "--durability", "replicas:0"),
+            2,
+            "'replicas:0' is unknown",
+        ),
         (("doctor", "x", "--embedded", "/proc"), 2, "/proc holds no server's data"),
     ],
 )

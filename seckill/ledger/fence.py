@@ -19,6 +19,7 @@ from seckill.errors import (
     InvalidInput,
     LedgerRefused,
     LedgerUnavailable,
+    OutcomeUnknown,
     RedisUnavailable,
     UnknownSale,
 )
@@ -66,9 +67,10 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
     rows = await _rows(ledger)
     fenced: list[Fenced] = []
     run_ids: dict[str, bytes] = {}
+    lagging: list[str] = []
     for row, (header, entries) in zip(rows, await _looks(engine, rows), strict=True):
         try:
-            found = await _check(engine, ledger, row, header, entries)
+            found = await _check(engine, ledger, row, header, entries, lagging)
             if not found and not row["is_over"]:
                 found = await _claim_if_new(engine, row, header[5], run_ids)
         except (LedgerUnavailable, LedgerRefused, RedisUnavailable):
@@ -81,7 +83,12 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
 
 
 async def _check(
-    engine: Engine, ledger: Ledger, row: dict[str, Any], header: Any, entries: Any
+    engine: Engine,
+    ledger: Ledger,
+    row: dict[str, Any],
+    header: Any,
+    entries: Any,
+    lagging: list[str],
 ) -> Fenced | None:
     for reply in (header, entries):
         if isinstance(reply, Exception):
@@ -101,7 +108,26 @@ async def _check(
         if row["last"] > int(header[4] or 0) and not _has(row, entries):
             forked = f"forked: event {row['last']} is not the one that the ledger has"
             return await fence(engine, ledger, sale, made, wanted=forked)
-    await _note(ledger, row, int(seq))
+    if (kept := await _kept_seq(engine, row, int(seq), lagging)) is not None:
+        await _note(ledger, row, kept)
+    return None
+
+
+async def _kept_seq(
+    engine: Engine, row: dict[str, Any], seq: int, lagging: list[str]
+) -> int | None:
+    """How far a sale is that no failover takes it back from, or None while the replicas are behind:
+    nobody was told of what they have not, so it may be lost and nothing is missing. ``lagging`` are
+    the sales of which that was found, and after the first nobody waits for another."""
+    if not engine._calls.replicas or seq <= row["seen_seq"]:
+        return seq
+    keys = shard_keys(row["sale"])
+    try:
+        if not lagging:
+            found, _ = await engine._calls.read_on_sale(keys, "HGET", keys[0], "seq")
+            return int(found or 0)
+    except OutcomeUnknown:
+        lagging.append(row["sale"])
     return None
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,10 +14,13 @@ import pytest
 from seckill.admission import Admission
 from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, RedisUnavailable, UnsuitableServer
+from seckill.keys import LEDGER_MARK
+from seckill.ledger import Ledger, fence
 from seckill.order import Outcome
 from seckill.sale import Sale
 from seckill.status import Status
 from tests.faults.topologies import HOST, Node, wait_until
+from tests.ledger.stories import read_known
 from tests.support import make_sale
 
 CONFIG: dict[str, str | int] = {"appendonly": "yes", "min-replicas-to-write": 1}
@@ -212,3 +216,34 @@ async def test_servers_that_can_promise_nothing(nodes: tuple[Node, Node]) -> Non
             assert "replicas:N" not in str(caught.value)
         finally:
             await asyncio.to_thread(master.ask, "CONFIG", "SET", name, right)
+
+
+async def test_the_ledger_sees_no_event_that_a_failover_could_lose(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    """Else it would fence the sale after a failover that has lost nothing anybody was told of."""
+    master, replica = nodes
+    async with (
+        engine_on(master) as engine,
+        engine_on(master, timeout_ms=SHORT_MS) as hasty,
+        Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger,
+    ):
+        await asyncio.to_thread(master.ask, "DEL", LEDGER_MARK)
+        sales = [await open_sale(engine) for _ in range(3)]
+        for sale in sales:
+            await ledger.know(await read_known(engine, sale.id))
+        # Two are those of its making and opening.
+        assert await fence.check(hasty, ledger) == []
+        assert await seen(ledger, sales) == [2, 2, 2]
+        async with paused(replica):
+            for sale in sales:
+                with pytest.raises(OutcomeUnknown):
+                    await buy(hasty, sale, "b")
+            assert await fence.check(hasty, ledger) == []
+            assert await seen(ledger, sales) == [2, 2, 2]
+        while await seen(ledger, sales) != [3, 3, 3]:
+            assert await fence.check(engine, ledger) == []
+
+
+async def seen(ledger: Ledger, sales: list[Sale]) -> list[int]:
+    return [(await ledger.sale(sale.id))["seen_seq"] for sale in sales]

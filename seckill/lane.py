@@ -288,7 +288,10 @@ class Lane:
             try:
                 left_s = batch[0][_GIVE_UP_S] - monotonic()
                 async with asyncio.timeout_at(self._loop.time() + left_s):
-                    connection = slot.connection or await slot.open()
+                    if (connection := slot.connection) is None:
+                        connection = await slot.open()
+                        # It may be another server, which has a clock of its own.
+                        batch = [self._renewed(order) for order in batch]
                     sent = True
                     sent_s = monotonic()
                     reply = await slot.exchange(connection, batch, left_s)
@@ -335,11 +338,17 @@ class Lane:
                         waiter.set_result((answer, deadline_ms))
                 if not again:
                     return
+                pause_s = BACKOFF_MIN_S
                 if is_new:
                     self._home.met_new_server()
                     # What was answered like this was certainly not executed there.
                     sent = unsure
-                await asyncio.sleep(BACKOFF_MIN_S)
+                    # It may be a master that is none any more and broke no connection, and of which
+                    # only who writes is told.
+                    await slot.drop()
+                    self._home.lost()
+                    pause_s, backoff_s = backoff_s, min(backoff_s * 2, BACKOFF_MAX_S)
+                await asyncio.sleep(pause_s)
                 batch = self._still_waiting(again, NewServer(), sent=sent)
                 batch = [self._renewed(order) for order in batch]
 
@@ -440,7 +449,8 @@ class _Slot:
             raise reply
         if home.replicas:
             self._writes = lane._work.has_written(reply[2])
-        home.told.note(reply[3], self._greeting.run_id)
+        if reply[3]:
+            home.told.note(reply[3], self._greeting.run_id)
         return reply  # type: ignore[no-any-return]
 
     async def drop(self) -> None:

@@ -260,8 +260,8 @@ class _Slot:
             told.add(errand.script)
             asked.append(errand.commands(self._greeting, source=source))
         commands = [*chain.from_iterable(asked)]
-        any_sale = errands[-1].home.sale_key
-        rest = iter(await ask_settled(connection, commands, self._replicas, any_sale))
+        first, *others = dict.fromkeys(errand.home.sale_key for errand in reversed(errands))
+        rest = iter(await ask_settled(connection, commands, self._replicas, first, others=others))
         return [list(islice(rest, len(commands))) for commands in asked]
 
     async def drop(self) -> None:

@@ -101,6 +101,7 @@ class RollCall:
         self._shards = shards
         self._forget = forget
         self._waits = True
+        self._closed = False
         self._name = secrets.token_hex(8)
         self._known: dict[str, _Known] = {}
         self._asking: dict[str, asyncio.Task[None]] = {}
@@ -115,6 +116,7 @@ class RollCall:
 
     async def aclose(self) -> None:
         """Ends it. Can be repeated."""
+        self._closed = True
         tasks = [task for task in (self._ticker, *self._asking.values()) if task is not None]
         self._ticker = None
         for task in tasks:
@@ -164,7 +166,7 @@ class RollCall:
     def _met(self, sale_key: str) -> None:
         """Somebody was answered NEW_SERVER."""
         found = _HEADER.fullmatch(sale_key)
-        if found and found[1] not in self._asking:
+        if found and not self._closed and found[1] not in self._asking:
             sale = found[1]
             task = asyncio.get_running_loop().create_task(self._ask_on(sale))
             self._asking[sale] = task

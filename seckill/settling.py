@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from seckill.redis import Command, ask
 from seckill.scripts import FORMAT, script
+from seckill.status import Status
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
@@ -35,8 +36,10 @@ async def ask_settled(
     wait_ms: int = WAIT_MS,
     *,
     has_written: HasWritten | None = None,
+    others: Sequence[str] = (),
 ) -> list[Any]:
-    """``ask``, and waits for so many replicas. ``sale_key`` is any sale's of the same server.
+    """``ask``, and waits for so many replicas. ``sale_key`` is that of a sale which the commands
+    are about, and ``others`` those of more: a note can only be left with one that is there.
     ``has_written`` says of the replies whether the last of these commands that could tell anything
     has written something: given where that is likely.
 
@@ -53,9 +56,14 @@ async def ask_settled(
             count = await _note(connection, replicas, sale_key, wait_ms)
     else:
         replies, count = await _ask(connection, commands, replicas, sale_key, wait_ms)
+        for other in others:
+            if count is not None:
+                break
+            count = await _note(connection, replicas, other, wait_ms)
     if isinstance(count, Exception):
         raise count
-    if count < replicas:
+    # Of sales that are not there nothing was told.
+    if count is not None and count < replicas:
         raise Lost(f"{count} of {replicas} replicas have it so far")
     return replies
 
@@ -66,8 +74,9 @@ async def _ask(
     replicas: int,
     sale_key: str,
     wait_ms: int = WAIT_MS,
-) -> tuple[list[Any], int]:
-    """The replies, and how many replicas have a note that was written behind them."""
+) -> tuple[list[Any], int | None]:
+    """The replies, and how many replicas have a note that was written behind them; None where there
+    is no such sale."""
     from redis.exceptions import NoScriptError
 
     note, wait = script("note"), ("WAIT", replicas, max(1, wait_ms))
@@ -78,12 +87,13 @@ async def _ask(
     for reply in replies[-2:]:
         if isinstance(reply, Exception):
             raise reply
-    return replies[:-2], replies[-1]
+    is_written = replies[-2][0] == Status.DONE
+    return replies[:-2], replies[-1] if is_written else None
 
 
 async def _note(
     connection: AbstractConnection, replicas: int, sale_key: str, wait_ms: int = WAIT_MS
-) -> int:
+) -> int | None:
     return (await _ask(connection, (), replicas, sale_key, wait_ms))[1]
 
 
@@ -102,7 +112,8 @@ async def read_settled(client: Redis, replicas: int, sale_key: str, *command: An
         # XREADGROUP says nothing when there is nothing, XAUTOCLAIM has an empty list behind the
         # cursor.
         while reply and reply[1:2] != [[]]:
-            if await _note(connection, replicas, sale_key) >= replicas:
+            count = await _note(connection, replicas, sale_key)
+            if count is None or count >= replicas:
                 break
         return reply
     except BaseException:

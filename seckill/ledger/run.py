@@ -62,7 +62,7 @@ RECLAIM_MS: Final = 30_000
 # How long a database may take over one batch before it counts as away.
 COMMIT_S: Final = 15.0
 TROUBLE_MIN_S: Final = 0.1
-TROUBLE_MAX_S: Final = 5.0
+TROUBLE_MAX_S: Final = 1.0
 
 _T = TypeVar("_T")
 

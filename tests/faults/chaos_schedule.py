@@ -88,10 +88,8 @@ FAULTS: Final[dict[str, dict[str, Kind]]] = {
         "clock_forward": Kind(
             "clock", amount=(100, 30_000), means="the server's clock goes so many ms on, and stays"
         ),
-        # A clock that goes back lets a call that is still under way pass for younger than it is,
-        # so nothing else happens meanwhile that would keep one under way.
         "clock_back": Kind(
-            ALONE, (300, 1_500), (100, 5_000), means="it goes so many ms back, and forward again"
+            "clock", (300, 1_500), (100, 5_000), means="it goes so many ms back, and forward again"
         ),
         "clock_jump": Kind(
             ALONE,

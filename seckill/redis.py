@@ -28,7 +28,9 @@ if TYPE_CHECKING:
     from redis.asyncio.connection import AbstractConnection
 
 __all__ = [
+    "AT_LEAST",
     "CONNECT_SECONDS",
+    "IN_CLUSTER",
     "Command",
     "ServerFacts",
     "ask",
@@ -39,6 +41,7 @@ __all__ = [
     "never_connected",
     "our_errors",
     "refusal_of",
+    "wanted",
 ]
 
 Command = tuple[Any, ...]

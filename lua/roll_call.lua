@@ -96,7 +96,8 @@ local function write_crew()
   write_even_when_full()
   for _, name in ipairs(gone) do redis.call('HDEL', KEYS[8], name) end
   for i = 1, #put, 2 do redis.call('HSET', KEYS[8], put[i], put[i + 1]) end
-  let_pass(now_ms, tonumber(h[7]) or 0, passed_ms)
+  -- Only where the clock was set back; else find.lua keeps what somebody relied on.
+  if passed_ms > now_ms then let_pass(now_ms, tonumber(h[7]) or 0, passed_ms) end
 end
 
 if not is_new then

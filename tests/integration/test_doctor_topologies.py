@@ -164,9 +164,14 @@ def test_home_after_a_failover(sentinels: SentinelGroup) -> None:
     # Nobody has talked to it since: whether it has everything nobody has asked.
     assert turned(findings) == {("", "home"): RED}
     assert "promoted, and no engine has adopted it" in findings["", "home"].seen
-    begin(url, "replicas:2", sale)
+
+    def adopted() -> bool:
+        begin(url, "replicas:2", sale)
+        return turned(look(url, sale.id, "replicas:2")) == {}
+
+    # Who is dead is waited for in the roll call.
+    wait_until(adopted, "an engine that adopts it")
     findings = look(url, sale.id, "replicas:2")
-    assert turned(findings) == {}
     assert findings["", "home"].seen == "the server that it was sold on last"
 
 

@@ -44,7 +44,7 @@ class Told:
 
     def note(self, seq: int, run_id: str) -> None:
         """Somebody is about to be told of what happened up to this event."""
-        if seq > self.seq:
+        if seq > self.seq or (seq == self.seq and run_id):
             self.seq = seq
             self.run_id = run_id
 

@@ -85,5 +85,5 @@ class GroupKeys(NamedTuple):
 
 
 def group_keys(sale: str, group: str, shard: int = 0) -> GroupKeys:
-    """A group's keys of one shard. Of the scripts only ``tick`` knows them."""
+    """A group's keys of one shard. Of the scripts only ``take`` and ``tick`` know them."""
     return GroupKeys(*(f"sk:{{{sale}:{shard}}}:{group}-{name}" for name in GroupKeys._fields))

@@ -55,6 +55,7 @@ NAMES: Final = (
     "resume",
     "roll_call",
     "rotate",
+    "take",
     "tick",
     "trim",
 )

@@ -8,12 +8,11 @@ import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from seckill.consumer.journal import Entry, Journal, LeaseLost
+from seckill.consumer.journal import CONSUMER, Entry, Journal, LeaseLost
 from seckill.consumer.line import Answer, Job, Line, Office
 from seckill.dead import DeadLetters, Letter
-from seckill.keys import shard_keys, stream_key
+from seckill.keys import stream_key
 from seckill.sale import Sale
-from seckill.settling import read_settled
 from seckill.stream import Event, decode_event
 
 if TYPE_CHECKING:
@@ -24,8 +23,6 @@ __all__ = ["READ_AHEAD", "READ_COUNT", "Delivery"]
 READ_AHEAD: Final = 5_000
 """Events of one sale in memory. Those of up to ``READ_COUNT`` more entries may come on top."""
 READ_COUNT: Final = 20
-# One name, because a group has one of us: what a dead one had taken is ours at once.
-CONSUMER: Final = "consumer"
 CLAIM_COUNT: Final = 500
 BLOCK_MS: Final = 5_000
 PATIENCE_S: Final = 5.0
@@ -136,24 +133,31 @@ class Delivery:
             while self.undone >= READ_AHEAD:
                 self._room.clear()
                 await self._room.wait()
-            old = cursor != b">"
-            block = () if old or once else ("BLOCK", BLOCK_MS)
-            words = ("GROUP", self._office.group, CONSUMER, "COUNT", READ_COUNT, *block)
             # Not redis-py's own timeout; see stream.py.
-            async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
-                what = ("XREADGROUP", *words, "STREAMS", stream_key(self._sale.id), cursor)
-                header = shard_keys(self._sale.id)[0]
-                reply = await read_settled(self._reader, self._office.replicas, header, *what)
-            entries = reply[0][1] if reply else []
-            for entry_id, fields in entries:
+            async with asyncio.timeout(PATIENCE_S):
+                found = await self._journal.take(
+                    self._reader, self._office.replicas, cursor, READ_COUNT
+                )
+            for entry_id, fields in found.entries:
                 self._take(entry_id, fields or ())
-            if old:
-                cursor = entries[-1][0] if entries else b">"
-            elif once and not entries:
+            if cursor != b">":
+                cursor = found.entries[-1][0] if found.entries else b">"
+            elif found.entries and found.entries[-1][0] != found.last_id:
+                continue
+            elif not once:
+                await self._wait(found.last_id)
+            elif not found.entries:
                 if not self._couriers:
                     return
                 self._quiet.clear()
                 await self._quiet.wait()
+
+    async def _wait(self, last_id: bytes) -> None:
+        """Until there may be an entry behind this one. It is only looked at, not taken: by then the
+        lease may be another's."""
+        words = ("COUNT", 1, "BLOCK", BLOCK_MS, "STREAMS", stream_key(self._sale.id), last_id)
+        async with asyncio.timeout(BLOCK_MS / 1000 + PATIENCE_S):
+            await self._reader.execute_command("XREAD", *words)
 
     def _take(self, entry_id: bytes, fields: Iterable[bytes]) -> None:
         """Puts the events of one entry into their lines, but for those dealt with before."""

@@ -1,4 +1,4 @@
-"""What a consumer writes for one sale: its lease, what was dealt with, and the dead letters.
+"""What a consumer keeps of one sale: its lease, what was dealt with, and the dead letters.
 
 Everything that happened since the last write goes out in one script, which does it only while the
 lease is still ours (lua/tick.lua). A write whose answer was lost may be repeated.
@@ -18,17 +18,20 @@ from seckill.dead import DEAD_MAX, Letter, letter_field
 from seckill.errors import SeckillError, UnknownSale, UpgradeNeeded
 from seckill.keys import group_keys, shard_keys
 from seckill.scripts import FORMAT, script
+from seckill.settling import read_settled
 from seckill.status import Status
 
 if TYPE_CHECKING:
     from redis.asyncio import Redis
 
-__all__ = ["Entry", "Journal", "LeaseLost"]
+__all__ = ["CONSUMER", "Entry", "Journal", "LeaseLost"]
 
 # Not more often, because each write may be a sync of the server's disk, which the sale needs.
 WRITE_S: Final = 0.02
 PATIENCE_S: Final = 5.0
 RETRY_S: Final = 0.1
+# One name, because a group has one of us: what a dead one had taken is ours at once.
+CONSUMER: Final = "consumer"
 # Ends the names of the wishes that a consumer has taken up. A wish for the same subject that comes
 # later stands beside it under the plain name, so that it is not struck off with the answered one.
 TAKEN: Final = "\n"
@@ -44,6 +47,13 @@ class Mark(NamedTuple):
 
     done: int
     complete: bool
+
+
+class Taken(NamedTuple):
+    """What was read of the stream: entries by id, and the id of the last one that is in it."""
+
+    entries: list[tuple[bytes, list[bytes] | None]]
+    last_id: bytes
 
 
 class Entry:
@@ -150,6 +160,20 @@ class Journal:
             found = await self._client.hgetall(self._keys.done)
         return {entry: int(bits) for entry, bits in found.items()}
 
+    async def take(self, reader: Redis, replicas: int, cursor: bytes, count: int) -> Taken:
+        """What an earlier consumer left unacknowledged behind ``cursor``, or with b">" what nobody
+        has read. Raises LeaseLost, UnknownSale, UpgradeNeeded, and redis-py's exceptions."""
+        from redis.exceptions import NoScriptError
+
+        code, keys = script("take"), (*shard_keys(self._sale), *self._keys)
+        words = (len(keys), *keys, FORMAT, self._group, self._token, CONSUMER, count, cursor)
+        try:
+            reply = await read_settled(reader, replicas, keys[0], "EVALSHA", code.sha, *words)
+        except NoScriptError:
+            reply = await read_settled(reader, replicas, keys[0], "EVAL", code.source, *words)
+        self._check(reply[0])
+        return Taken(reply[1], reply[2])
+
     # -- notes --------------------------------------------------------------------------------
 
     def done(self, entry: Entry, index: int) -> None:
@@ -227,6 +251,14 @@ class Journal:
         status, members = await self._run(
             FORMAT, self._group, self._token, lease_ms, notes.packed(self._wishes)
         )
+        self._check(status)
+        self._valid_until = 0.0 if release else asked_at + self._lease_ms / 1000
+        names = {name.decode() for name in members}
+        taken = {name.removesuffix(TAKEN) for name in names if name.endswith(TAKEN)}
+        self._wishes = names - taken - {name + TAKEN for name in taken}
+        return taken
+
+    def _check(self, status: int) -> None:
         match status:
             case Status.FENCED:
                 raise LeaseLost("another process has taken over")
@@ -234,11 +266,6 @@ class Journal:
                 raise UnknownSale(self._sale)
             case Status.UPGRADE_NEEDED:
                 raise UpgradeNeeded(self._sale)
-        self._valid_until = 0.0 if release else asked_at + self._lease_ms / 1000
-        names = {name.decode() for name in members}
-        taken = {name.removesuffix(TAKEN) for name in names if name.endswith(TAKEN)}
-        self._wishes = names - taken - {name + TAKEN for name in taken}
-        return taken
 
     async def _run(self, *args: Any) -> Any:
         from redis.exceptions import NoScriptError

@@ -102,7 +102,7 @@ async def test_a_sale_goes_from_its_first_order_to_its_end(house: House, tmp_pat
 
 
 async def _consume(shop: Shop) -> None:
-    """A worker that fails once, and its dead letter."""
+    """A worker that fails once, its dead letter, and one that waits for what comes."""
     sale, seen = shop.sale.id, []
 
     async def take(event: Event) -> None:
@@ -113,6 +113,18 @@ async def _consume(shop: Shop) -> None:
     consumer = Consumer(shop.engine, "mall", take, sales=(sale,), once=True)
     assert (await consumer.run()).dead == 1
     assert await with_letters(shop.engine.url, sale, "mall", _drop_letters) > 0
+    waiting, before = Consumer(shop.engine, "mall", take, sales=(sale,)), len(seen)
+    running = asyncio.create_task(waiting.run())
+    for change, count in ((shop.engine.pause, 1), (shop.engine.resume, 2)):
+        assert (await change(sale)).ok
+
+        async def has_come(count: int = count) -> bool:
+            return len(seen) >= before + count
+
+        await until(has_come)
+    waiting.stop()
+    await running
+    await shop.keep()
     async for batch in shop.engine.events(sale, group="points", follow=False):
         assert batch
     async with async_client(shop.engine.url) as client:

@@ -733,6 +733,29 @@ async def test_a_relay_that_was_stopped_gives_way(
     assert receiver.unseen() == {}
 
 
+async def test_a_relay_that_was_stopped_takes_nothing_with_it(
+    engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
+) -> None:
+    """It was waiting for events when it was stopped, and its connection is still there: what comes
+    then is for the one that has the lease now."""
+    sale = await open_sale({"a": 100})
+    await sell(engine, sale, 10)
+    async with relay_process(engine, receiver, sale) as child:
+        await receiver.expect(engine, sale.id)
+        await until(lambda: not receiver.unseen())
+        await until(lambda: client.info("clients")["blocked_clients"])
+        child.send_signal(signal.SIGSTOP)
+        await until(lambda: not client.exists(group_keys(sale.id, GROUP).lease))
+        async with relaying(engine, endpoint(receiver), sales=(sale.id,)) as relay:
+            await until(lambda: relay.deliveries)
+            await engine.pause(sale.id, "盘点")
+            await engine.resume(sale.id)
+            child.send_signal(signal.SIGCONT)
+            await receiver.expect(engine, sale.id)
+            await until(lambda: not receiver.unseen(), seconds=20)
+            await until(lambda: not pending(client, sale.id))
+
+
 async def test_redis_goes_away(
     engine: Engine, open_sale: MakeSale, receiver: Receiver, client: redis.Redis
 ) -> None:

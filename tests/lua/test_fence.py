@@ -176,12 +176,12 @@ def test_every_verb_of_the_queue_is_refused_and_changes_nothing(sale: Core, verb
 
 def test_every_verb_was_tried() -> None:
     others = {name for name in NAMES if name.startswith("rebuild")} | {"create", "fence", "inspect"}
-    # A roll call has its own file, a note means nothing. A tick hands on what had happened before;
-    # tests/integration/test_relay.py has its lease.
+    # A roll call has its own file, a note means nothing. A take and a tick hand on what happened
+    # before; tests/integration/test_relay.py has their lease.
     others |= {"note", "roll_call"}
     tried = {"reserve", "begin_payment", "confirm", "release", "refund", "expire", "open", "pause"}
     tried |= {"resume", "close", "add_stock", "lease", "trim", "requeue", "find", *QUEUE_VERBS}
-    assert set(NAMES) - others - {"tick"} == tried
+    assert set(NAMES) - others - {"take", "tick"} == tried
 
 
 def test_it_can_be_looked_at(sale: Core) -> None:

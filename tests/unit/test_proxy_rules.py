@@ -67,6 +67,8 @@ COMMANDS: dict[str, tuple[int, int] | None] = {
     "XLEN": (1, 1),
     "XPENDING": (1, 1),
     "XRANGE": (1, 1),
+    # As lua/take.lua has it: GROUP g consumer COUNT n STREAMS key id, and never BLOCK.
+    "XREADGROUP": (7, 7),
     "XTRIM": (1, 1),
     "ZADD": (1, 1),
     "ZCARD": (1, 1),

@@ -1,6 +1,7 @@
 --[[
 create: writes a sale's definition and stock. Nothing is sold before open. Creating the same
-definition again changes nothing; another definition under the same id is refused.
+definition again changes nothing; another definition under the same id is refused. Who was told of the
+sale that is not here must find out first whether it was removed or lost.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events
 ARGV     [1] caller  [2] definition id  [3] definition (JSON)  [4] run_id of the server
@@ -10,8 +11,8 @@ ARGV     [1] caller  [2] definition id  [3] definition (JSON)  [4] run_id of the
 Returns  {status, sale time ms}
 Events   sale created
 
-Answers: EXISTS, CONFLICT (another definition, or keys left over from a lost sale), UPGRADE_NEEDED,
-CREATED.
+Answers: UPGRADE_NEEDED, NEW_SERVER, EXISTS, CONFLICT (another definition, or keys left over from a lost
+sale), CREATED.
 ]]
 --@include "lib/status"
 --@include "lib/sale"
@@ -19,9 +20,11 @@ local caller, definition_id, definition, run_id = ARGV[1], ARGV[2], ARGV[3], ARG
 local known = redis.call('HMGET', KEYS[1], 'definition_id', 'format')
 local time = redis.call('TIME')
 local now_ms = time[1] * 1000 + math.floor(time[2] / 1000)
-if read_caller(caller) ~= FORMAT or (known[2] and tonumber(known[2]) ~= FORMAT) then
+local format, _, known_seq = read_caller(caller)
+if format ~= FORMAT or (known[2] and tonumber(known[2]) ~= FORMAT) then
   return { STATUS.UPGRADE_NEEDED, now_ms }
 end
+if not known[1] and known_seq > 0 then return { STATUS.NEW_SERVER, now_ms } end
 if known[1] then
   return { known[1] == definition_id and STATUS.EXISTS or STATUS.CONFLICT, now_ms }
 end

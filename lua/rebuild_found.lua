@@ -37,7 +37,7 @@ for i = 1, #stock, CHUNK do
 end
 redis.call('HSET', KEYS[1], 'format', FORMAT, 'state', state,
   'reason', state == 'paused' and 'rebuilt' or '', 'spared_ms', string.format('%d', spared_ms),
-  'trimmed_seq', string.format('%d', seq - 1))
+  'trimmed_seq', string.format('%d', seq - 1), 'founded_seq', string.format('%d', seq))
 local sale = { seq = seq - 1, now_ms = now_ms }
 emit(sale, 'sale', 'rebuilt|' .. last_seq .. '|' .. last_ms .. '|' .. orders .. '|' .. seen_seq
   .. '|' .. state .. '|' .. string.format('%d', spared_ms))

@@ -4,15 +4,18 @@ has all that anybody was told. Every engine that takes orders answers it about o
 the crew. After a restart or a failover the crew answers again, and says how far each was told: the
 claims. A claim that goes further than this server fences the sale at once, whenever it comes. Else the
 server is trusted when all of the crew have claimed, or after a while, when who has not is taken for
-dead. Works at maxmemory.
+dead. Who comes later is believed all the same, whatever was sold since: each says which server told it,
+and the header has the servers that were trusted before, with how far this one has what they did.
+Works at maxmemory.
 
 KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7] events  [8] crew
+         [9] removed: made of the sale that was removed last under this id (seckill/ledger/remove.py)
 ARGV     [1] caller  [2] engine id, 16 hex digits  [3] made, as it was told, empty for not at all
          [4] the highest seq that it was told, or that its ledger has  [5] how long claims are waited for
          ms, of which a quarter counts at most between two calls  [6] who is silent for so many ms is of
          the crew no more  [7] 'engine', or 'ledger' for who speaks for the ledger  [8] 1 if the sale has a
          ledger that must claim  [9] the highest beat that it was told, 0 for none  [10] what the engine has seen of
-         patience's clock, ms (lib/sale)
+         patience's clock, ms (lib/sale)  [11] run_id of the server that told that seq, empty: nobody knows
 Returns  {status, seq, made, beat, why}: seq, made and beat are what the caller is told hereby, with DONE
          alone; why is the reason of a fenced sale, or what is waited for
 Events   none
@@ -28,31 +31,61 @@ yet, call again soon; or the sale is missing, of which the caller was told), DON
 local caller, engine, told_made, told_seq = ARGV[1], ARGV[2], ARGV[3], tonumber(ARGV[4])
 local wait_ms, lapse_ms, is_ledger = tonumber(ARGV[5]), tonumber(ARGV[6]), ARGV[7] == 'ledger'
 local needs_ledger, told_beat, passed_ms = ARGV[8] == '1', tonumber(ARGV[9]), tonumber(ARGV[10])
+local teller = ARGV[11]
 
 local format, run_id = read_caller(caller)
-local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'made', 'server', 'reason', 'passed_ms')
-local fields = redis.call('HGETALL', KEYS[8])
+local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'made', 'server', 'reason', 'passed_ms',
+  'servers', 'founded_seq')
+local fields, removed = redis.call('HGETALL', KEYS[8]), redis.call('GET', KEYS[9])
 if format ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
   return { STATUS.UPGRADE_NEEDED, 0, '', 0, '' }
 end
 if not h[1] then
-  return { told_seq > 0 and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE, 0, '', 0, 'the sale is not there' }
+  local is_missed = told_seq > 0 and (told_made == '' or told_made ~= removed)
+  return { is_missed and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE, 0, '', 0, 'the sale is not there' }
 end
 local seq, made, is_new = tonumber(h[3]), h[4] or '', run_id ~= '' and run_id ~= h[5]
+local servers = h[8] or ''
 if h[2] == 'fenced' then return { STATUS.FENCED, 0, '', 0, h[6] or '' } end
 
--- What was told of a sale that is gone for good, since this one was made under its id, counts no more. made
--- ends with the ms of its making. By a server that is new it may as well be this one that is of old.
-local made_ms, told_made_ms = tonumber(string.match(made, '%d+$')), tonumber(string.match(told_made, '%d+$'))
-if told_made ~= made and told_made_ms and made_ms and (not is_new or told_made_ms < made_ms) then
-  told_made, told_seq, told_beat = made, 0, 0
+-- Whether another sale under this id, of which somebody was told, is gone for good, and this one has its
+-- place by right: a rebuild came after that event, or the sale was removed, or this one was made later on the
+-- very server that told of it. Else that server was wiped, or is an old one. made is "<run_id of its
+-- server>:<ms of its making>".
+local function is_gone()
+  local founded_seq = tonumber(h[9])
+  if founded_seq then return told_seq < founded_seq end
+  if removed == told_made then return true end
+  local made_by, made_ms = string.match(made, '^(.*):(%d+)$')
+  local told_made_ms = string.match(told_made, '%d+$')
+  if not made_ms or not told_made_ms then return false end
+  local is_later = tonumber(told_made_ms) < tonumber(made_ms)
+  if teller == '' or teller == run_id then return not is_new or is_later end
+  return teller == made_by and is_later
+end
+
+if told_made ~= '' and told_made ~= made then
+  if is_gone() then
+    told_made, told_seq, told_beat = made, 0, 0
+  elseif h[9] then
+    told_made = made -- Its events are past all that were told of the one before: it is this one that is meant.
+  end
 end
 
 local why
-if told_seq > seq then
-  why = string.format('behind: this server ends at event %d, events up to %d are known', seq, told_seq)
-elseif is_new and told_made ~= '' and told_made ~= made then
+if told_made ~= '' and told_made ~= made then
   why = 'made anew: this is not the sale that is known under its id'
+elseif told_seq > seq then
+  why = string.format('behind: this server ends at event %d, events up to %d are known', seq, told_seq)
+elseif teller ~= '' and teller ~= run_id and teller ~= h[5] then
+  -- What one did that nobody here knows can't be judged any better than if it had come to this roll call,
+  -- or to the last.
+  local kept, last = kept_of(teller, servers)
+  kept = kept or (is_new and seq or last)
+  if told_seq > kept then
+    why = string.format('behind: of what a server before this one did, events up to %d are here, events up to '
+      .. '%d are known', kept, told_seq)
+  end
 end
 if why then
   write_even_when_full()
@@ -162,5 +195,11 @@ for claimant in pairs(claims) do
   if claimant ~= 'ledger' then note(claimant, now_ms) end
 end
 write_crew()
-redis.call('HSET', KEYS[1], 'server', run_id)
+-- So many servers one after the other, and nobody who was told by the first of them: they may go.
+local SERVERS_MAX = 16
+local trusted = {}
+for one in string.gmatch(servers, '%S+') do trusted[#trusted + 1] = one end
+if (h[5] or '') ~= '' then trusted[#trusted + 1] = string.format('%s:%d', h[5], seq) end
+servers = table.concat(trusted, ' ', math.max(1, #trusted - SERVERS_MAX + 1))
+redis.call('HSET', KEYS[1], 'server', run_id, 'servers', servers)
 return { STATUS.DONE, seq, made, beat, '' }

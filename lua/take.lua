@@ -15,11 +15,13 @@ Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED (another consumer has the lease, o
 ]]
 --@include "lib/status"
 --@include "lib/sale"
-local caller, group, token, consumer, count, cursor = unpack(ARGV)
+local caller, group, token = ARGV[1], ARGV[2], ARGV[3]
+local consumer, count, cursor = ARGV[4], ARGV[5], ARGV[6]
 check_keys()
 local sale, refusal = read_sale(caller, true)
 if not sale then return { refusal, {}, '' } end
 if redis.call('GET', KEYS[8]) ~= token then return { STATUS.FENCED, {}, '' } end
+write_even_when_full()
 local found = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', count, 'STREAMS', KEYS[7], cursor)
 local facts, last_id = redis.call('XINFO', 'STREAM', KEYS[7]), ''
 for i = 1, #facts, 2 do

@@ -170,23 +170,23 @@ class Calls:
         """
         home = self.home(keys[0])
         errand = Errand(home, ((keys, *args), seen(keys)), script(verb))
-        reply, (definition_id, seq, server, _, made) = await self.attempt(errand)
+        reply, (definition_id, seq, server, _, made, _) = await self.attempt(errand)
         if server is not None and errand.run_id in ("", server.decode()):
             if made is not None and not home.told.made:
                 home.told.made = made.decode()
             home.told.note(int(seq or 0), errand.run_id)
         return reply, definition_id
 
-    async def run_anywhere(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
-        """``run`` for what is asked of a server that nobody trusts yet."""
+    async def run_anywhere(self, verb: str, keys: tuple[str, ...], *args: Any) -> tuple[Any, str]:
+        """``run`` for what is asked of a server that nobody trusts yet, and its run_id."""
         errand = Errand(self.home(keys[0]), ((keys, *args),), script(verb), trusting=True)
-        return (await self.attempt(errand))[0]
+        return (await self.attempt(errand))[0], errand.run_id
 
     async def read_on_sale(self, keys: tuple[str, ...], *command: Any) -> tuple[Any, Any]:
         """The same for one command. Raises OutcomeUnknown, too, when nothing is found of a sale
         that is fenced, because that may be what its server has lost."""
         errand = Errand(self.home(keys[0]), (command, seen(keys)))
-        reply, (definition_id, seq, server, state, _) = await self.attempt(errand)
+        reply, (definition_id, seq, server, state, *_) = await self.attempt(errand)
         if server is not None and errand.run_id in ("", server.decode()):
             errand.home.told.note(int(seq or 0), errand.run_id)
         if reply is None and state == b"fenced":

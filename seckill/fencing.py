@@ -4,7 +4,7 @@
     Greeting   which server a connection leads to, asked once when it is made
 
 Both travel with every script call, as the caller's words. A server that is not the one the sale was
-last sold on, or that has less than was told, answers NEW_SERVER and does nothing; then
+last sold on, or that lacks some of what was told, answers NEW_SERVER and does nothing; then
 roll_call.py asks all engines what they were told before anything is sold there.
 """
 
@@ -28,6 +28,7 @@ __all__ = ["CLOCK_JUMP_MS", "Greeting", "NewServer", "Told", "fence_sale"]
 
 CLOCK_JUMP_MS: Final = 600_000
 """How far a sale's clock may step forward while units are held, see lua/lib/sale.lua."""
+_UNTIL: Final = re.compile(r"(\S+):(\d+)")
 _RUN_ID: Final = re.compile(rb"^run_id:([0-9a-f]{40})\r?$", re.MULTILINE)
 
 
@@ -47,6 +48,19 @@ class Told:
         if seq > self.seq or (seq == self.seq and run_id):
             self.seq = seq
             self.run_id = run_id
+
+    def vouch(self, seq: int, run_id: str) -> None:
+        """This server has all up to this event that somebody here was told."""
+        if seq == self.seq:
+            self.run_id = run_id
+
+    def is_missed_by(self, run_id: str, seq: int, servers: str) -> bool:
+        """Whether a server that is trusted, and ends at ``seq``, lacks some of it. ``servers`` are
+        those before it, as in lua/lib/sale.lua."""
+        if run_id and self.run_id not in ("", run_id):
+            until = {name: int(kept) for name, kept in _UNTIL.findall(servers)}
+            seq = min(seq, until.get(self.run_id, 0))
+        return self.seq > seq
 
     def forget(self, made: str = "") -> None:
         """What was told was of another sale that had the same id; this one is it now."""
@@ -118,7 +132,10 @@ class Greeting:
 
     def words(self, told: Told) -> str:
         """How a caller of a script introduces itself, see lua/lib/sale.lua."""
-        return f"{FORMAT} {self.run_id} {told.seq}"
+        words = f"{FORMAT} {self.run_id} {told.seq}"
+        if not self.run_id or told.run_id in ("", self.run_id):
+            return words
+        return f"{words} {told.run_id}"
 
     async def _ask(self, connection: AbstractConnection) -> None:
         from redis.exceptions import ResponseError

@@ -19,6 +19,7 @@ __all__ = [
     "group_keys",
     "queue_keys",
     "refusals_key",
+    "removed_key",
     "shard_keys",
     "stream_key",
 ]
@@ -52,6 +53,12 @@ def crew_key(sale: str, shard: int = 0) -> str:
     """Who takes orders of this shard, and, while a server is not trusted with it yet, how far each
     was told. KEYS[8] of ``roll_call``; no other script knows it."""
     return f"sk:{{{sale}:{shard}}}:crew"
+
+
+def removed_key(sale: str, shard: int = 0) -> str:
+    """What told the sale from others that was removed last under this id, for as long as an engine
+    may remember it. KEYS[9] of ``roll_call``; no other script knows it."""
+    return f"sk:{{{sale}:{shard}}}:removed"
 
 
 def drawing_key(sale: str, shard: int = 0) -> str:

@@ -40,8 +40,9 @@ Commands = Sequence[Command]
 def seen(keys: tuple[str, ...]) -> Command:
     """What to ask of a sale behind a command, in the same write: another sale that takes its place
     in between must not pass for the one that answered. Its definition's id, the seq that the caller
-    is told of, the server that was trusted with it, its state, and what tells it from others."""
-    return ("HMGET", keys[0], "definition_id", "seq", "server", "state", "made")
+    is told of, the server that was trusted with it, its state, what tells it from others, and the
+    servers before."""
+    return ("HMGET", keys[0], "definition_id", "seq", "server", "state", "made", "servers")
 
 
 class Errand:
@@ -91,11 +92,12 @@ class Errand:
         beside other commands stands what is ``seen``."""
         if self.script is not None:
             return isinstance(replies[0], list) and replies[0][:1] == _NEW_SERVER
-        _, seq, server, state, _ = replies[-1]
+        _, seq, server, state, _, servers = replies[-1]
         if state == b"fenced":
             return False  # That has been found out, and what is missing there is said to be.
         is_other = server is not None and self.run_id not in ("", server.decode())
-        return is_other or int(seq or 0) < self.home.told.seq
+        before = (servers or b"").decode()
+        return is_other or self.home.told.is_missed_by(self.run_id, int(seq or 0), before)
 
     def commands(self, greeting: Greeting, *, source: bool = False) -> Commands:
         """The commands for that server; ``source`` if it does not know the script."""

@@ -14,14 +14,14 @@ import re
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
 from seckill.calls import Calls
 from seckill.errors import SeckillError
 from seckill.fencing import fence_sale
-from seckill.keys import LEDGER_MARK, crew_key, shard_keys
+from seckill.keys import LEDGER_MARK, crew_key, removed_key, shard_keys
 from seckill.status import Status
 
 if TYPE_CHECKING:
@@ -45,13 +45,15 @@ _HEADER: Final = re.compile(r"sk:\{(.+):0\}:sale")
 
 class Answer(msgspec.Struct, frozen=True):
     """What a roll call came to: DONE when this server is trusted, NEW_SERVER when somebody has not
-    answered yet, FENCED, UNKNOWN_SALE or UPGRADE_NEEDED. ``why`` is what is missing, or wrong."""
+    answered yet, FENCED, UNKNOWN_SALE or UPGRADE_NEEDED. ``why`` is what is missing, or wrong;
+    ``run_id`` is that of the server that says so."""
 
     status: Status
     seq: int
     made: str
     beat: int
     why: str
+    run_id: str = ""
 
 
 async def call_roll(
@@ -61,18 +63,20 @@ async def call_roll(
     *,
     made: str = "",
     seq: int = 0,
+    teller: str = "",
     role: Literal["engine", "ledger"] = "engine",
     needs_ledger: bool = False,
     beat: int = 0,
     wait_ms: int = WAIT_MS,
     passed_ms: int = 0,
 ) -> Answer:
-    """Answers to one's name, once. Raises what Calls.run raises."""
-    keys = (*shard_keys(sale), crew_key(sale))
-    options = (wait_ms, LAPSE_MS, role, int(needs_ledger), beat, passed_ms)
-    reply: Any = await calls.run_anywhere("roll_call", keys, name, made, seq, *options)
+    """Answers to one's name, once; ``teller`` is the run_id of who told ``seq``. Raises what
+    Calls.run raises."""
+    keys = (*shard_keys(sale), crew_key(sale), removed_key(sale))
+    options = (wait_ms, LAPSE_MS, role, int(needs_ledger), beat, passed_ms, teller)
+    reply, run_id = await calls.run_anywhere("roll_call", keys, name, made, seq, *options)
     status, seq, made_here, beat, why = reply
-    return Answer(Status(status), seq, made_here.decode(), beat, why.decode())
+    return Answer(Status(status), seq, made_here.decode(), beat, why.decode(), run_id)
 
 
 class _Known:
@@ -135,6 +139,7 @@ class RollCall:
             self._name,
             made=told.made,
             seq=seq,
+            teller=told.run_id if seq else "",
             needs_ledger=await self._has_ledger(),
             beat=known.beat,
             wait_ms=WAIT_MS if self._waits else 0,
@@ -147,6 +152,9 @@ class RollCall:
             if answer.made != told.made:
                 # Another sale under the same id, of which nobody here was told anything.
                 await self._begin_anew(sale, answer.made)
+            told.vouch(seq, answer.run_id)
+        elif answer.status is Status.UNKNOWN_SALE and seq:
+            await self._begin_anew(sale)  # It was removed.
         elif answer.status is Status.FENCED and not known.is_fenced:
             _log.error("sale %s is fenced until `seckill rebuild %s`: %s", sale, sale, answer.why)
         elif answer.status is Status.NEW_SERVER and seq and await self._is_gone(sale):

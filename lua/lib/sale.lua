@@ -3,12 +3,26 @@
 local FORMAT = 1
 
 -- What every call says first (ARGV[1], `caller`), with spaces between: the script format; the run_id of
--- the server, as the caller's connection learned it (empty: it does not tell); and the highest seq of
--- this sale that the caller's engine was ever told. The format alone asks nothing of the server.
--- Returns the three, '' and 0 for what is not said, or nil first for words of another format.
+-- the server, as the caller's connection learned it (empty: it does not tell); the highest seq of this
+-- sale that the caller's engine was ever told; and the run_id of who told it, if that was another server.
+-- The format alone asks nothing of the server.
+-- Returns the four, '' and 0 for what is not said, or nil first for words of another format.
 local function read_caller(caller)
-  local format, run_id, known_seq = string.match(caller, '^(%d+) ?(%S*) ?(%d*)$')
-  return tonumber(format), run_id or '', tonumber(known_seq) or 0
+  local format, run_id, known_seq, teller = string.match(caller, '^(%d+) ?(%S*) ?(%d*)$')
+  if not format then format, run_id, known_seq, teller = string.match(caller, '^(%d+) (%S+) (%d+) (%S+)$') end
+  return tonumber(format), run_id or '', tonumber(known_seq) or 0, teller or ''
+end
+
+-- How far that server's part of the sale's history is here, nil for a server that is not known to have had
+-- one; and the same of the last before this one. `servers` are those that were trusted with the sale, one
+-- after the other, each with the seq at which the next took over.
+local function kept_of(teller, servers)
+  local kept, last = nil, 0
+  for name, until_seq in string.gmatch(servers, '(%S+):(%d+)') do
+    last = tonumber(until_seq)
+    if name == teller then kept = last end
+  end
+  return kept, last
 end
 
 -- Nothing may raise after the first write. So whoever damaged a key learns it here, and every verb's
@@ -24,13 +38,13 @@ end
 
 -- Returns the header as a table, or nil and the refusal that no verb gets past. A sale of which this
 -- server has lost something is fenced (fence.lua). One that this server has not been trusted with yet,
--- because it has restarted or another one has taken its place, or that ends before what the caller was
+-- because it has restarted or another one has taken its place, or that lacks something the caller was
 -- told, waits for a roll call (roll_call.lua). Either is only looked at (`looks`).
 local function read_sale(caller, looks)
   local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
     'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
     'clock_jump_ms', 'definition_id', 'reason', 'spared_ms', 'queue', 'server', 'passed_ms')
-  local format, run_id, known_seq = read_caller(caller)
+  local format, run_id, known_seq, teller = read_caller(caller)
   if not h[1] then
     return nil, known_seq > 0 and not looks and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE
   end
@@ -39,6 +53,10 @@ local function read_sale(caller, looks)
   if not looks then
     if h[2] == 'fenced' then return nil, STATUS.FENCED end
     if known_seq > seq or (run_id ~= '' and run_id ~= h[18]) then return nil, STATUS.NEW_SERVER end
+    if teller ~= '' then
+      local kept = kept_of(teller, redis.call('HGET', KEYS[1], 'servers') or '')
+      if known_seq > (kept or 0) then return nil, STATUS.NEW_SERVER end
+    end
   end
   return {
     state = h[2], seq = seq, last_ms = tonumber(h[4]), origin_ms = tonumber(h[5]),

@@ -5,7 +5,8 @@
     marked     in the ledger, before anything goes: a sale that is marked is missed by nobody
     unlinked   all keys at once, and only if nothing happened since the check
 
-Cut off anywhere it is repeated from the start and ends the same. Keys have no EXPIRE as a backstop:
+What is left is one small key which says that it was removed (``removed_key``). Cut off anywhere it
+is repeated from the start and ends the same. Keys have no EXPIRE as a backstop:
 a server frees what expires while everybody waits, 355 ms for a hash of a million fields, unless it
 is told otherwise; and a date set by a crash would take away a sale that the ledger has no word of.
 The backstop is ``remove_settled``, which looks at every sale again.
@@ -33,6 +34,7 @@ from seckill.keys import (
     group_keys,
     queue_keys,
     refusals_key,
+    removed_key,
     shard_keys,
 )
 from seckill.keys import SALES as SALES_KEY
@@ -48,7 +50,11 @@ from seckill.servers import Servers
 if TYPE_CHECKING:
     pass
 
-__all__ = ["CannotRemove", "Removed", "remove", "remove_settled"]
+__all__ = ["REMEMBERED_MS", "CannotRemove", "Removed", "remove", "remove_settled"]
+
+REMEMBERED_MS: Final = 30 * 24 * 3_600_000
+"""How long an engine that was told of the sale finds out that it was removed, not lost. That is one
+small key, which may go by itself."""
 
 _log = logging.getLogger("seckill.ledger")
 
@@ -233,6 +239,7 @@ class _Removal:
             await self._mark(int(time.time() * 1000))
         with servers.our_errors():
             keys = await self._client.unlink(*await self._all_keys())
+            await self._client.set(removed_key(self._sale), self._row["made"], px=REMEMBERED_MS)
             await self._list.srem(SALES_KEY, self._sale)
         return Removed(self._sale, last, int(keys), str(archive or ""))
 
@@ -254,8 +261,9 @@ class _Removal:
                 if await self._header() == header:
                     pipe.multi()
                     pipe.execute_command("UNLINK", *keys)
+                    pipe.set(removed_key(self._sale), header.made, px=REMEMBERED_MS)
                     try:
-                        [unlinked] = await pipe.execute()
+                        unlinked, _ = await pipe.execute()
                     except WatchError:
                         pass
                     else:

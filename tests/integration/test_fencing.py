@@ -14,15 +14,17 @@ from typing import Any
 import pytest
 
 from seckill.engine import Engine
-from seckill.errors import OutcomeUnknown
+from seckill.errors import OutcomeUnknown, UnknownSale
 from seckill.keys import crew_key, shard_keys
 from seckill.ledger import Ledger
 from seckill.ledger.rebuild import rebuild
+from seckill.ledger.remove import remove
 from seckill.ledger.run import LedgerRunner
 from seckill.order import Outcome
 from seckill.sale import Sale
 from seckill.status import Status
 from seckill.verify import verify
+from tests.faults.link import Link
 from tests.faults.topologies import HOST, Node, wait_until
 from tests.support import make_sale
 
@@ -157,6 +159,99 @@ async def test_a_sale_that_was_made_anew_is_not_taken_for_a_loss(disk: Disk) -> 
         await disk.restart()
         assert (await buy(engine, sale, "2")).status is Status.CREATED
         assert (await other.snapshot(sale.id)).orders == 2
+
+
+@pytest.mark.parametrize("way", ["buys", "asks"])
+async def test_who_was_cut_off_is_believed_when_it_comes_back(disk: Disk, way: str) -> None:
+    """Longer than a roll call waits, on a server that went back and has sold past it meanwhile."""
+    with Link(disk.node.port) as link:
+        cut_url = f"redis://{HOST}:{link.port}"
+        async with Engine(cut_url, timeout_ms=LONG_MS, sweep_ms=0) as cut:
+            async with engine_on(disk) as other:
+                sale = await open_sale(other)
+                first = await buy(other, sale, "1")
+                assert first.order is not None
+                await disk.keep()
+                told = [await buy(cut, sale, buyer) for buyer in ("2", "3", "4")]
+                assert all(outcome.ok for outcome in told)
+                link.partition()
+            await disk.go_back()
+            async with engine_on(disk) as fresh:
+                for n in range(6):
+                    assert (await buy(fresh, sale, f"late-{n}")).status is Status.CREATED
+                link.heal()
+                if way == "asks":
+                    # For one that is there: it is not sold on all the same.
+                    assert (await cut.order(sale.id, first.order.id)) == first.order
+                    assert (await fresh.snapshot(sale.id)).state == "fenced"
+                assert (await buy(cut, sale, "5")).status is Status.FENCED
+                assert (await buy(fresh, sale, "6")).status is Status.FENCED
+                snapshot = await fresh.snapshot(sale.id)
+                assert snapshot.reason.startswith("behind: of what a server before this one did, ")
+
+
+async def test_who_was_told_by_a_server_that_nobody_remembers_is_asked_once(disk: Disk) -> None:
+    async with engine_on(disk, timeout_ms=10_000) as idle, engine_on(disk) as other:
+        sale = await open_sale(other)
+        assert (await buy(idle, sale, "1")).ok
+        await disk.restart()
+        assert (await buy(other, sale, "2")).ok
+        disk.node.ask("HSET", shard_keys(sale.id)[0], "servers", "another:99")
+        order = (await buy(idle, sale, "1")).order
+        assert order is not None
+        assert await idle.order(sale.id, order.id) == order
+
+
+@pytest.mark.parametrize("sold_since", [0, 5])
+async def test_a_wiped_server_on_which_somebody_made_the_sale_anew(
+    disk: Disk, sold_since: int
+) -> None:
+    """As the README begins, by a process that starts: it wins against who knew the old one."""
+    async with engine_on(disk) as knows:
+        sale = await open_sale(knows)
+        assert (await buy(knows, sale, "1")).ok
+        await disk.wipe()
+        async with engine_on(disk) as starts:
+            assert (await starts.create(sale)).status is Status.CREATED
+            assert (await starts.open(sale.id)).ok
+            for n in range(sold_since):
+                assert (await buy(starts, sale, f"late-{n}")).ok
+            assert (await buy(knows, sale, "2")).status is Status.FENCED
+            assert (await buy(starts, sale, "3")).status is Status.FENCED
+            assert (await starts.snapshot(sale.id)).reason.startswith("made anew: ")
+
+
+async def test_who_knew_the_sale_does_not_make_it_anew_on_a_wiped_server(disk: Disk) -> None:
+    async with engine_on(disk) as engine:
+        sale = await open_sale(engine)
+        assert (await buy(engine, sale, "1")).ok
+        await disk.wipe()
+        assert (await engine.create(sale)).status is Status.EXISTS
+        assert (await buy(engine, sale, "2")).status is Status.FENCED
+
+
+async def test_a_sale_that_was_removed_is_not_taken_for_a_loss(disk: Disk, tmp_path: Path) -> None:
+    """Nor by an engine that hears of it only from the next server, nor made anew."""
+    async with engine_on(disk) as engine, Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        async with engine_on(disk) as other:
+            sale = await open_sale(engine)
+            assert (await buy(engine, sale, "1")).ok
+            assert (await engine.close(sale.id)).ok
+            order = (await buy(engine, sale, "1")).order
+            assert order is not None
+            assert (await engine.release(sale.id, order.id)).ok
+            assert (await other.order(sale.id, order.id)) is not None
+            await LedgerRunner(other, ledger, once=True).run()
+            assert (await remove(other, ledger, sale.id)).keys
+        await disk.restart()
+        with pytest.raises(UnknownSale):
+            await engine.snapshot(sale.id)
+        assert (await buy(engine, sale, "2")).status is Status.UNKNOWN_SALE
+        assert disk.node.ask("EXISTS", *shard_keys(sale.id)) == 0
+        async with engine_on(disk) as other:
+            assert (await other.create(sale)).status is Status.CREATED
+            assert (await other.open(sale.id)).ok
+            assert (await buy(engine, sale, "3")).status is Status.CREATED
 
 
 async def test_a_rebuild_brings_it_back(disk: Disk, tmp_path: Path) -> None:

@@ -13,12 +13,18 @@ import redis
 
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, RedisUnavailable, UnknownSale
-from seckill.keys import SALES, group_keys, refusals_key, shard_keys
+from seckill.keys import SALES, group_keys, refusals_key, removed_key, shard_keys
 from seckill.ledger import Ledger
 from seckill.ledger import remove as remove_module
 from seckill.ledger.archive import read_archive
 from seckill.ledger.rebuild import rebuild
-from seckill.ledger.remove import CannotRemove, Removed, remove, remove_settled
+from seckill.ledger.remove import (
+    REMEMBERED_MS,
+    CannotRemove,
+    Removed,
+    remove,
+    remove_settled,
+)
 from seckill.ledger.report import make_report
 from seckill.ledger.run import LedgerRunner
 from seckill.order import Outcome
@@ -64,7 +70,9 @@ class Shop:
         await LedgerRunner(self.engine, self.ledger, sales=[self.sale.id], once=True).run()
 
     def keys(self) -> list[bytes]:
-        return sorted(self.client.keys(f"sk:{{{self.sale.id}:*"))  # type: ignore[type-var,arg-type]
+        """All of the sale's, but for the word that it was removed."""
+        found: Any = self.client.keys(f"sk:{{{self.sale.id}:*")
+        return sorted(set(found) - {removed_key(self.sale.id).encode()})
 
     @property
     def listed(self) -> bool:
@@ -112,10 +120,13 @@ async def test_a_settled_sale_goes(each_shop: Shop, tmp_path: Path) -> None:
     before = await make_report(shop.ledger, sale)
     events = [raw async for part in shop.ledger.events(sale) for raw in part]
     path = tmp_path / "sale.json.gz"
+    made = shop.client.hget(shard_keys(sale)[0], "made")
     removed = await remove(shop.engine, shop.ledger, sale, archive=path)
     assert removed == Removed(sale, len(events), removed.keys, str(path))
     assert removed.keys >= 6
     assert shop.keys() == []
+    assert shop.client.get(removed_key(sale)) == made
+    assert 0 < shop.client.pttl(removed_key(sale)) <= REMEMBERED_MS  # type: ignore[operator]
     assert not shop.listed
     after = await make_report(shop.ledger, sale)
     assert after.refusals == {"insufficient": 1}

@@ -86,7 +86,7 @@ class Core:
         self.keys = shard_keys(self.sale)
         self.queue_keys = queue_keys(self.sale)
         self.format = FORMAT
-        self.told: tuple[str, int] | None = None
+        self.told: tuple[str, int] | tuple[str, int, str] | None = None
         self.definition_id = DEFINITION_ID
 
     def run(self, verb: str, *args: Any) -> Any:
@@ -102,11 +102,11 @@ class Core:
     @property
     def caller(self) -> str:
         """What every call says first: the format, and ``told`` (the server's run_id, the highest
-        seq) once that is set."""
+        seq, who told it if it was another) once that is set."""
         if self.told is None:
             return str(self.format)
-        run_id, seq = self.told
-        return f"{self.format} {run_id} {seq}"
+        run_id, seq, *teller = self.told
+        return " ".join((str(self.format), run_id, str(seq), *teller))
 
     def elsewhere(self) -> Self:
         """From now on the server that is asked is another one than the sale was made on."""

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import redis
 
-from seckill.keys import crew_key
+from seckill.keys import crew_key, removed_key
 from seckill.status import Status
 from tests.lua.core import Core, Wish
 from tests.lua.queue_core import timed
@@ -45,27 +45,36 @@ class Engine:
         self.crew = crew
         self.name = name
         self.seq = self.beat = self.orders = self.passed_ms = 0
-        self.made = ""
+        self.made = self.teller = ""
 
     def call(self, *, needs_ledger: bool = False) -> Called:
         """Answers the roll call."""
         called = self.crew.call(
             *(self.name, self.made, self.seq),
             *(WAIT_MS, LAPSE_MS, "engine", int(needs_ledger), self.beat, self.passed_ms),
+            self.teller,
         )
         if called.status is Status.DONE:
-            self.seq, self.beat = max(self.seq, called.seq), max(self.beat, called.beat)
-            self.made = called.made
+            if called.made != self.made:
+                self.seq = 0  # Another sale under the same id, or the first that it hears of.
+            self.beat, self.made = max(self.beat, called.beat), called.made
+            self.hear(called.seq)
         return called
 
     def order(self) -> Status:
         """Takes one order."""
         self.orders += 1
         wish = Wish(f"{self.name}-{self.orders}", f"{self.name}-{self.orders}")
-        self.crew.told = (self.crew.run_id, self.seq)
+        told = (self.crew.run_id, self.seq)
+        self.crew.told = told if self.teller in ("", told[0]) else (*told, self.teller)
         _, _, (answer,), seq = self.crew.reserve_raw(wish)
-        self.seq = max(self.seq, seq)
+        self.hear(seq)
         return Status(answer)
+
+    def hear(self, seq: int) -> None:
+        """It is told of events up to this one."""
+        if seq >= self.seq:
+            self.seq, self.teller = seq, self.crew.run_id
 
 
 class Crew(Core):
@@ -76,6 +85,7 @@ class Crew(Core):
         self.run_id = "first"
         self.clock = f"{self.keys[0]}:clock"
         self.key = crew_key(self.sale)
+        self.removed = removed_key(self.sale)
         self.now_ms = 0
         self.jump(super().server_ms())
 
@@ -98,7 +108,7 @@ class Crew(Core):
         """The sale, open, on the server that made it."""
         self.told = None
         self.begin((1_000_000, 0), clock_jump_ms=10**12, ends_ms=self.now_ms + 10**12)
-        self.set_header(server=self.run_id)
+        self.set_header(server=self.run_id, made=f"{self.run_id}:{self.now_ms}")
         return self
 
     def engine(self, name: str) -> Engine:
@@ -116,12 +126,14 @@ class Crew(Core):
 
     def call(self, *args: Any) -> Called:
         self.told = (self.run_id, 0)
-        status, seq, made, beat, why = self._eval("roll_call", (*self.keys, self.key), *args)
+        status, seq, made, beat, why = self._eval(
+            "roll_call", (*self.keys, self.key, self.removed), *args
+        )
         return Called(Status(status), seq, made.decode(), beat, why.decode())
 
     def ledger(self, seq: int, made: str = "") -> Called:
         """Who speaks for the ledger answers, with what the ledger has."""
-        words = (made or self.made, seq, WAIT_MS, LAPSE_MS, "ledger", 1, 0, 0)
+        words = (made or self.made, seq, WAIT_MS, LAPSE_MS, "ledger", 1, 0, 0, "")
         return self.call(LEDGER, *words)
 
     @property

@@ -30,7 +30,16 @@ def conflict(core: Core) -> Status:
     return core.create()
 
 
+def known_to_be_missing(core: Core) -> Status:
+    """By who was told of it, and does not know yet whether it was removed or lost."""
+    core.told = ("run", 1)
+    status = core.create()
+    assert not core.client.exists(*core.keys)
+    return status
+
+
 SCENARIOS = {
+    Status.NEW_SERVER: known_to_be_missing,
     Status.EXISTS: exists,
     Status.CONFLICT: conflict,
     Status.UPGRADE_NEEDED: upgrade_needed,

@@ -1,9 +1,11 @@
 """Engines, restarts and losses in any order, beside a twin that knows what everybody was told.
 
 No order is accepted on a server that misses an order which a live engine was told of, as long as
-that engine answers within the wait. It answers at least every BEAT_MS here, as engines do. One
-thing stays out: a server that has lost an engine's very first call, and since then no call of
-anybody else's, can't know whom it misses. It goes on without it, and is fenced when it comes.
+that engine answers within the wait. It answers at least every BEAT_MS here, as engines do. Who is
+cut off for longer is not waited for; but when it comes back and misses something, the sale is
+fenced, however much was sold since. One thing stays out: a server that has lost an engine's very
+first call, and since then no call of anybody else's, can't know whom it misses. It goes on without
+it, and is fenced when it comes.
 """
 
 from __future__ import annotations
@@ -48,6 +50,7 @@ class Restarts(RuleBasedStateMachine):
         super().__init__()
         self.sale = Crew(self.client).started()
         self.live: list[Engine] = []
+        self.away: list[Engine] = []
         self.told: dict[str, set[str]] = {}
         self.silent_ms: dict[str, int] = {}
         self.pasts: list[Past] = []
@@ -89,6 +92,32 @@ class Restarts(RuleBasedStateMachine):
     def kill_engine(self, which: int) -> None:
         engine = self.live.pop(which % len(self.live))
         del self.told[engine.name], self.silent_ms[engine.name]
+
+    @precondition(lambda self: len(self.live) > 1)
+    @rule(which=st.integers(0, ENGINES_MAX))
+    def cut_off(self, which: int) -> None:
+        engine = self.live.pop(which % len(self.live))
+        self.away.append(engine)
+        del self.silent_ms[engine.name]
+
+    @precondition(lambda self: self.away)
+    @rule(which=st.integers(0, ENGINES_MAX), orders=st.booleans())
+    def come_back(self, which: int, *, orders: bool) -> None:
+        engine = self.away.pop(which % len(self.away))
+        misses = self.told[engine.name] - self.kept()
+        self.live.append(engine)
+        if orders:
+            status = engine.order()
+            assert status is not Status.CREATED or not (misses or self.is_fenced)
+            if status is Status.CREATED:
+                self.told[engine.name].add(f"{engine.name}-{engine.orders}")
+        called = engine.call()
+        self.silent_ms[engine.name] = 0
+        if called.status is Status.FENCED:
+            assert self.is_fenced or misses
+            self.is_fenced = True
+        else:
+            assert not (misses and called.status is Status.DONE)
 
     @rule(which=st.integers(0, ENGINES_MAX))
     def call(self, which: int) -> None:
@@ -187,6 +216,24 @@ class Restarts(RuleBasedStateMachine):
             self.answer(engine)
         self.order(which % len(before))
 
+    @precondition(lambda self: len(self.live) > 1 and not self.is_fenced)
+    @rule(which=st.integers(0, ENGINES_MAX), orders=st.booleans())
+    def lose_an_order_of_one_that_is_cut_off(self, which: int, *, orders: bool) -> None:
+        """And sell past it before it is back."""
+        for engine in list(self.live):
+            self.answer(engine)
+        if self.is_fenced:
+            return
+        self.keep_a_picture()
+        lost = len(self.away)
+        self.order(which)
+        self.cut_off(which)
+        self.restart_with_a_loss(0)
+        self.in_the_end_it_sells_or_is_fenced()
+        if not self.is_fenced:
+            self.in_the_end_it_sells_or_is_fenced()
+        self.come_back(lost, orders=orders)
+
     def is_known(self, past: Past) -> bool:
         """Whether somebody will know that there were engines which that server knows nothing of."""
         newcomers = [engine for engine in self.live if engine.name not in past.members]
@@ -202,12 +249,16 @@ class Restarts(RuleBasedStateMachine):
     def rebuild(self) -> None:
         """Whatever is lost stays lost here; the seq is past all that anybody was told."""
         self.is_fenced = False
-        seq = max(engine.seq for engine in self.live) + 1_000_000
-        self.sale.set_header(state="open", server=self.sale.run_id, seq=seq)
+        seq = max(engine.seq for engine in (*self.live, *self.away)) + 1_000_000
+        # Later than the one before, by whichever clock.
+        made_ms = max(self.sale.now_ms, int(self.sale.made.rpartition(":")[2]) + 1)
+        made = f"{self.sale.run_id}:{made_ms}"
+        self.sale.set_header(made=made, server=self.sale.run_id, servers="")
+        self.sale.set_header(state="open", seq=seq, founded_seq=seq)
         self.client.delete(self.sale.keys[6])
         self.pasts.clear()
         for orders in self.told.values():
-            orders &= self.kept()
+            orders &= self.kept()  # Of what is gone everybody learns in some other way.
 
     @rule()
     def in_the_end_it_sells_or_is_fenced(self) -> None:

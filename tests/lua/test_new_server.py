@@ -123,7 +123,7 @@ WAYS = {" = read_sale": ")", " = begin_on_queue": ", definition_id)"}
 
 def test_who_names_it_answers_it() -> None:
     named = {verb for verb in NAMES if Status.NEW_SERVER in header_answers(verb)}
-    assert named == {*VERBS, "roll_call"}
+    assert named == {*VERBS, "roll_call", "create"}
 
 
 @all_verbs
@@ -180,7 +180,7 @@ def test_words_of_another_release_are_of_another_format(core: Core, verb: str) -
     source, keys = script(verb).source, core.keys
     if VERBS[verb].with_queue:
         keys = (*keys, *core.queue_keys)
-    for words in ("", "x", " 1", "1 run 5 6", "1 run x", "one", "1\nrun"):
+    for words in ("", "x", " 1", "1 run 5 another 6", "1 run x", "one", "1\nrun"):
         reply: Any = core.client.eval(source, len(keys), *keys, words, *VERBS[verb].args)
         status = {"reserve": lambda: reply[2][0], "join": lambda: -reply[2][0]}  # noqa: B023
         assert status.get(verb, lambda: reply[0])() == Status.UPGRADE_NEEDED  # noqa: B023

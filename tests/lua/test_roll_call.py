@@ -230,22 +230,22 @@ def test_a_sale_without_a_crew_waits(sale: Crew) -> None:
     assert calls_until_trusted(sale, sale.engine("a")) == AFTER_THE_WAIT
 
 
-def _made_anew(sale: Crew) -> None:
+def make_anew(sale: Crew, run_id: str = "second") -> None:
     sale.client.delete(*sale.keys, sale.key)
     sale.wait(1)
-    sale.run_id = "second"
+    sale.run_id = run_id
     sale.started()
 
 
-@pytest.mark.parametrize("restarts", [False, True])
-def test_what_was_told_of_a_sale_that_was_there_before_counts_no_more(
-    sale: Crew, *, restarts: bool
-) -> None:
+@pytest.mark.parametrize("way", ["same server", "same server, restarted", "removed"])
+def test_what_was_told_of_a_sale_that_was_there_before_counts_no_more(sale: Crew, way: str) -> None:
     a, b = sale.crew("ab")
     before = sale.made
-    _made_anew(sale)
+    if way == "removed":
+        sale.client.set(sale.removed, before, px=HOUR_MS)
+    make_anew(sale, "second" if way == "removed" else "first")
     assert sale.seq < b.seq
-    if restarts:
+    if way == "same server, restarted":
         c = sale.engine("c")
         assert c.call().status is Status.DONE
         sale.restart("third")
@@ -259,7 +259,7 @@ def test_what_was_told_of_a_sale_that_was_there_before_counts_no_more(
 def test_the_sale_that_was_there_before_is_fenced(sale: Crew) -> None:
     (a,) = sale.crew("a")
     before = sale.picture()
-    _made_anew(sale)
+    make_anew(sale)
     b = sale.engine("b")
     assert b.call().status is Status.DONE
     # It has as many events as b was told of the one that took its place.
@@ -285,6 +285,20 @@ def test_a_sale_that_is_missing_is_missed_by_who_was_told_of_it(sale: Crew) -> N
         assert a.call() == (Status.NEW_SERVER, 0, "", 0, "the sale is not there")
         assert sale.engine("b").call()[0] is Status.UNKNOWN_SALE
     assert not sale.client.exists(*sale.keys, sale.key)
+
+
+def test_a_sale_that_was_removed_is_missed_by_nobody(sale: Crew) -> None:
+    (a,) = sale.crew("a")
+    sale.client.delete(*sale.keys, sale.key)
+    sale.client.set(sale.removed, a.made, px=HOUR_MS)
+    for run_id in ("first", "second"):
+        sale.restart(run_id)
+        assert a.call()[0] is Status.UNKNOWN_SALE
+    # Another one is.
+    sale.client.set(sale.removed, "another:1", px=HOUR_MS)
+    assert a.call()[0] is Status.NEW_SERVER
+    a.made = ""
+    assert a.call()[0] is Status.NEW_SERVER
 
 
 # -- the ledger ---------------------------------------------------------------------------------
@@ -396,9 +410,11 @@ def test_claims_are_dropped_with_the_sale_that_they_were_for(sale: Crew) -> None
     # Fenced by the ledger meanwhile, and rebuilt on this server.
     sale.set_header(state="fenced")
     assert b.call().status is Status.FENCED
-    sale.set_header(state="open", server="second", made="anew", seq=1_000_000)
-    assert a.call()[:3] == (Status.DONE, 1_000_000, "anew")
+    made = f"second:{sale.now_ms}"
+    sale.set_header(state="open", server="second", made=made, seq=1_000_000, founded_seq=1_000_000)
+    assert a.call()[:3] == (Status.DONE, 1_000_000, made)
     assert {a.name, b.name, "last_beat"} == sale.members().keys()
+    assert b.call().status is Status.DONE
     assert a.order() is b.order() is Status.CREATED
 
 

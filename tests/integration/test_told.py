@@ -1,0 +1,237 @@
+"""What counts as told, and by whom (fencing.py, roll_call.py, settling.py). An engine vouches for a
+server only with what a trusted one told it, and what it has read the next one must have, too. A
+sale that was removed is missed by nobody, and a master that is none any more is left. With replicas
+nobody is told of what only the master has, whatever else is in the same batch."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pytest
+
+from seckill.engine import Engine
+from seckill.errors import OutcomeUnknown
+from seckill.keys import crew_key, shard_keys
+from seckill.ledger import Ledger, fence
+from seckill.ledger.remove import remove
+from seckill.ledger.run import LedgerRunner
+from seckill.order import State
+from seckill.roll_call import WAIT_MS
+from seckill.sale import Sale
+from seckill.status import Status
+from tests.faults.topologies import HOST, Link, Node, wait_until
+from tests.integration import test_fencing, test_replicas
+from tests.integration.test_fencing import LONG_MS, Disk, buy, engine_on, open_sale
+from tests.integration.test_replicas import paused
+from tests.support import make_sale, new_sale_id
+
+CONFIG: dict[str, str | int] = {"appendonly": "yes", "appendfsync": "always"}
+
+disk = test_fencing.disk
+nodes = test_replicas.nodes
+
+
+async def write(engine: Engine, ledger: Ledger, sale: Sale) -> None:
+    await LedgerRunner(engine, ledger, sales=[sale.id], once=True).run()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["a look", "creating it", "an order of a fenced sale"])
+async def test_who_only_looked_at_a_server_does_not_vouch_for_it(
+    disk: Disk, tmp_path: Path, how: str
+) -> None:
+    """Nobody who lived answers, so the ledger is waited for, however long it takes."""
+    async with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        async with engine_on(disk) as engine:
+            sale = await open_sale(engine)
+            first = (await buy(engine, sale, "1")).order
+            assert first is not None
+            await write(engine, ledger, sale)
+            await disk.keep()
+            # It claims, so that nobody has to wait for it here.
+            assert await fence.check(engine, ledger) == []
+            for buyer in ("2", "3"):
+                assert (await buy(engine, sale, buyer)).ok
+            await write(engine, ledger, sale)
+        await disk.go_back()
+        async with engine_on(disk) as fresh, asyncio.TaskGroup() as tasks:
+            if how == "a look":
+                assert (await fresh.snapshot(sale.id)).orders == 1
+            elif how == "creating it":
+                assert (await fresh.create(sale)).status is Status.EXISTS
+            else:
+                assert await fence.check(fresh, ledger)
+                assert await fresh.order(sale.id, first.id) == first
+                await disk.go_back()  # Nobody has found out yet what this one lacks.
+            buying = tasks.create_task(buy(fresh, sale, "late"))
+
+            def waited_in_vain() -> bool:
+                # When it trusts a server, the roll call does away with this in the same step.
+                waited_ms = disk.node.ask("HGET", crew_key(sale.id), "claims_waited_ms")
+                return buying.done() or int(waited_ms or 0) >= WAIT_MS
+
+            await asyncio.to_thread(wait_until, waited_in_vain, "the wait for those who lived")
+            assert not buying.done(), "it was trusted without the ledger"
+            assert [found.sale for found in await fence.check(fresh, ledger)] == [sale.id]
+            assert (await buying).status is Status.FENCED
+            assert (await fresh.snapshot(sale.id)).orders == 1
+
+
+async def test_who_was_shown_an_order_does_not_trust_a_server_that_lacks_it(disk: Disk) -> None:
+    """Also an engine that never took one itself: what it read it has told to somebody."""
+    async with engine_on(disk) as reader:
+        async with engine_on(disk) as maker:
+            sale = await open_sale(maker)
+            assert (await buy(maker, sale, "0")).ok
+            await disk.keep()
+            made = (await buy(maker, sale, "1")).order
+            assert made is not None
+            assert await reader.order(sale.id, made.id) == made
+        # Who made it is gone, so nobody else remembers.
+        await disk.go_back()
+        with pytest.raises(OutcomeUnknown, match="stopped until what Redis has lost is back"):
+            await reader.order(sale.id, made.id)
+        assert (await buy(reader, sale, "2")).status is Status.FENCED
+        snapshot = await reader.snapshot(sale.id)
+        assert (snapshot.state, snapshot.orders) == ("fenced", 1)
+        assert snapshot.reason == "behind: this server ends at event 3, events up to 4 are known"
+
+
+@pytest.mark.parametrize(
+    "restarted", [None, "buys", "reads", "confirms"], ids=lambda verb: verb or "no restart"
+)
+async def test_a_sale_that_was_removed_is_not_taken_for_a_loss(
+    disk: Disk, tmp_path: Path, restarted: str | None
+) -> None:
+    """Where the server that told of it last is the one that has it no more, whichever way it told,
+    and even if it had nothing new to tell since it was restarted."""
+    async with engine_on(disk) as engine, engine_on(disk) as keeper:
+        sale = make_sale({"a": 1})
+        assert (await keeper.create(sale)).ok
+        assert (await keeper.open(sale.id)).ok
+        order = (await buy(engine, sale, "1")).order
+        assert order is not None
+        assert (await engine.confirm(sale.id, order.id, "paid")).ok
+        assert (await engine.close(sale.id)).ok
+        if restarted is not None:
+            await asyncio.to_thread(disk.node.stop)
+            await asyncio.to_thread(disk.node.start)
+            if restarted == "buys":
+                assert (await buy(engine, sale, "late")).status is Status.ENDED
+            elif restarted == "reads":
+                assert await engine.order(sale.id, order.id) is not None
+            else:
+                again = await engine.confirm(sale.id, order.id, "paid")
+                assert again.status is Status.ALREADY
+        async with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+            await write(keeper, ledger, sale)
+            assert (await remove(keeper, ledger, sale.id)).keys
+        assert (await buy(engine, sale, "late")).status is Status.UNKNOWN_SALE
+        assert disk.node.ask("EXISTS", shard_keys(sale.id)[0]) == 0
+        assert await engine.sales() == []
+        # Its id is free again, also for who knew what was there.
+        assert (await engine.create(sale)).status is Status.CREATED
+        assert (await engine.open(sale.id)).ok
+        assert (await buy(engine, sale, "1")).status is Status.CREATED
+
+
+class Vip(NamedTuple):
+    """One address, the master that it leads to, and the replica that is to take its place."""
+
+    address: Link
+    master: Node
+    replica: Node
+
+    @property
+    def url(self) -> str:
+        return f"redis://{HOST}:{self.address.port}"
+
+    def fail_over(self) -> None:
+        """As planned: nothing is lost, and no connection to the old master breaks."""
+        # It is refused until the master has heard from its replica.
+        wait_until(lambda: self.master.ask("FAILOVER"), "FAILOVER")
+        wait_until(lambda: self.master.follows(self.replica.port), "the old master as a replica")
+        self.address.target_port = self.replica.port
+
+    def until_old_knows(self, header: str) -> None:
+        """Until the old master has it from the new one that this is trusted with the sale."""
+        new = self.replica.info("server")["run_id"]
+        wait_until(lambda: self.master.ask("HGET", header, "server") == new, "the news of it")
+
+
+@pytest.fixture
+def vip(tmp_path: Path) -> Iterator[Vip]:
+    with (
+        Node(tmp_path / "a", CONFIG) as master,
+        Node(tmp_path / "b", CONFIG | {"replicaof": f"{HOST} {master.port}"}) as replica,
+        Link(master.port) as address,
+    ):
+        wait_until(lambda: replica.follows(master.port), "the replica's first sync")
+        yield Vip(address, master, replica)
+
+
+async def test_who_is_connected_to_a_demoted_master_goes_over_to_the_new_one(vip: Vip) -> None:
+    """Behind one address, with every kind of call. It does nothing and breaks no connection, so by
+    itself nothing tells that it is not the one to ask."""
+    options: dict[str, Any] = {"timeout_ms": LONG_MS, "sweep_ms": 0}
+    async with Engine(vip.url, **options) as idle, Engine(vip.url, **options) as busy:
+        sale = await open_sale(busy)
+        made = (await buy(idle, sale, "idle-0")).order
+        assert made is not None
+        assert await idle.order(sale.id, made.id) == made
+        await asyncio.to_thread(vip.fail_over)
+        # This one writes, is told that it can't there, and brings the new master into the sale.
+        assert (await buy(busy, sale, "busy-1")).status is Status.CREATED
+        await asyncio.to_thread(vip.until_old_knows, shard_keys(sale.id)[0])
+        assert (await buy(idle, sale, "idle-1")).status is Status.CREATED
+        assert (await idle.confirm(sale.id, made.id, "paid")).status is Status.DONE
+        found = await idle.order(sale.id, made.id)
+        assert found is not None
+        assert found.state is State.CONFIRMED
+        assert vip.replica.ask("HLEN", shard_keys(sale.id)[3]) == 3
+
+
+@pytest.mark.parametrize("missing_is", ["first", "last"])
+async def test_a_sale_that_is_not_there_hurries_nobody_in_its_batch(
+    nodes: tuple[Node, Node], missing_is: str
+) -> None:
+    """With it no note can be left behind which to wait for the replica; so one is left elsewhere,
+    and what the batch has read is told when the replica has it."""
+    master, replica = nodes
+
+    def waits() -> int:
+        return int(master.info("commandstats").get("cmdstat_wait", {"calls": 0})["calls"])
+
+    async with test_replicas.engine_on(master) as reader, asyncio.TaskGroup() as tasks:
+        sale = await test_replicas.open_sale(reader)
+        assert (await reader.snapshot(sale.id)).orders == 0  # So that it knows the sale.
+        # Nothing but what is asked for here waits for the replica.
+        await reader._roll.aclose()
+        async with paused(replica):
+            async with test_replicas.engine_on(master, durability="memory") as careless:
+                made = (await buy(careless, sale, "b")).order
+                assert made is not None
+            before = waits()
+            missing = new_sale_id()
+            if missing_is == "first":
+                opening = tasks.create_task(reader.open(missing))
+                reading = tasks.create_task(reader.order(sale.id, made.id))
+            else:
+                reading = tasks.create_task(reader.order(sale.id, made.id))
+                opening = tasks.create_task(reader.open(missing))
+            await asyncio.sleep(0)
+            # So they leave together.
+            assert len(reader._calls.pipe(shard_keys(sale.id)[0])._waiting) == 2
+
+            def waits_again() -> bool:
+                # Where no note was left the wait is over at once, and there is no second one. (On
+                # Redis 7.0 it is not, if anything at all was asked before it on that connection.)
+                return reading.done() or waits() >= before + 2
+
+            await asyncio.to_thread(wait_until, waits_again, "two waits")
+            assert not reading.done(), "it was told what no replica has"
+        assert await reading == made
+        assert (await opening).status is Status.UNKNOWN_SALE

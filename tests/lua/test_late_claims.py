@@ -1,0 +1,123 @@
+"""Who was cut off for longer than a roll call waits is believed when it comes, whatever others have
+sold meanwhile: it says who told it, and the sale knows which servers it was on, and how far."""
+
+from __future__ import annotations
+
+import pytest
+import redis
+
+from seckill.status import Status
+from tests.lua.crew import Crew
+from tests.lua.test_roll_call import AFTER_THE_WAIT, HOUR_MS, calls_until_trusted, make_anew
+
+
+@pytest.fixture
+def sale(client: redis.Redis) -> Crew:
+    return Crew(client).started()
+
+
+LATE = (
+    "behind: of what a server before this one did,"
+    " events up to {} are here, events up to {} are known"
+)
+
+
+@pytest.mark.parametrize("way", ["call", "order"])
+@pytest.mark.parametrize("restarts", [0, 1, 3])
+def test_who_comes_after_others_have_sold_past_it_fences_it_all_the_same(
+    sale: Crew, way: str, restarts: int
+) -> None:
+    a, b = sale.crew("ab")
+    lost, kept = sale.picture(), sale.seq
+    b.order()
+    sale.restart("second", lost)
+    assert calls_until_trusted(sale, a) == AFTER_THE_WAIT
+    while sale.seq < b.seq + 5:
+        assert a.order() is Status.CREATED
+    for number in range(restarts):
+        sale.restart(f"again{number}")
+        assert a.call().status is Status.DONE
+        assert a.order() is Status.CREATED
+    if way == "order":
+        before = sale.dump()
+        assert b.order() is Status.NEW_SERVER
+        assert sale.dump() == before
+    assert b.call() == (Status.FENCED, 0, "", 0, LATE.format(kept, b.seq))
+    assert a.order() is Status.FENCED
+
+
+def test_who_comes_late_and_misses_nothing_is_welcome(sale: Crew) -> None:
+    a, b, c = sale.crew("abc")
+    for number in range(2):
+        sale.restart(f"again{number}")
+        assert calls_until_trusted(sale, a) <= AFTER_THE_WAIT
+        for _ in range(9):
+            assert a.order() is Status.CREATED
+    assert b.order() is Status.CREATED
+    assert c.call().status is Status.DONE
+    assert c.order() is Status.CREATED
+    assert b.teller == c.teller == sale.run_id
+
+
+def test_a_branch_that_nobody_here_knows_of(sale: Crew) -> None:
+    """One server took over and sold; then the one before it came back as it was, and others sold on
+    there. Whoever was told by the lost one misses what it did."""
+    a, b = sale.crew("ab")
+    lost = sale.picture()
+    sale.restart("second")
+    assert [a.call().status, b.call().status] == [Status.NEW_SERVER, Status.DONE]
+    assert b.order() is Status.CREATED
+    sale.restart("third", lost)
+    assert calls_until_trusted(sale, a) == AFTER_THE_WAIT
+    while sale.seq < b.seq + 5:
+        assert a.order() is Status.CREATED
+    assert b.order() is Status.NEW_SERVER
+    assert b.call().status is Status.FENCED
+
+
+def test_so_many_servers_are_remembered(sale: Crew) -> None:
+    a, b = sale.crew("ab")
+    for number in range(40):
+        sale.restart(f"again{number}")
+        calls_until_trusted(sale, a, b)
+        assert a.order() is Status.CREATED
+    servers = sale.header("servers").split()
+    assert len(servers) == 16
+    assert servers[-1] == f"again38:{sale.seq - 1}"
+
+
+@pytest.mark.parametrize("restarts", [False, True])
+def test_a_sale_that_somebody_made_anew_on_a_wiped_server_is_fenced(
+    sale: Crew, *, restarts: bool
+) -> None:
+    """By who knew the old one, whoever has asked before, and however much was sold since."""
+    a, _ = sale.crew("ab")
+    sale.client.set(sale.removed, "another:1", px=HOUR_MS)
+    make_anew(sale)
+    c = sale.engine("c")
+    assert c.call().status is Status.DONE
+    while sale.seq < a.seq + 5:
+        assert c.order() is Status.CREATED
+    if restarts:
+        sale.restart("third")
+        assert c.call().status is Status.DONE
+    assert a.call()[::4] == (
+        Status.FENCED,
+        "made anew: this is not the sale that is known under its id",
+    )
+    assert c.order() is Status.FENCED
+
+
+def test_what_was_told_since_a_rebuild_counts_under_the_old_name_too(sale: Crew) -> None:
+    """An engine hears of the new one's name in the next roll call, and may have sold by then."""
+    (a,) = sale.crew("a")
+    made = f"first:{sale.now_ms + 1}"
+    sale.set_header(made=made, seq=1_000_000, founded_seq=1_000_000)
+    lost = sale.picture()
+    assert a.order() is Status.CREATED
+    assert a.made != made
+    sale.restart("second", lost)
+    assert a.call()[::4] == (
+        Status.FENCED,
+        "behind: this server ends at event 1000000, events up to 1000001 are known",
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 from seckill.keys import shard_keys
@@ -40,6 +41,7 @@ class _Group(Base):
         self._nodes: list[Node] = []
         self._sentinels: list[Node] = []
         self._links: dict[Node, Link] = {}
+        self._network_until_s = 0.0
 
     def master(self) -> Node:
         """Who has the sale."""
@@ -78,7 +80,10 @@ class _Group(Base):
         if name in NETWORK:
             for link in self._links.values():
                 switch(link, fault)
+            self._network_until_s = time.monotonic() + fault.for_ms / 1000
             return
+        if name in ("failover", "slot_move"):
+            self._outlast_network()
         verb, _, whom = name.partition("_")
         if whom == "replica":
             node = self.replica()
@@ -92,7 +97,11 @@ class _Group(Base):
         elif verb == "pause":
             node.pause()
         elif verb == "part":
+            self._part(node)
+        elif verb == "hide":
             self._links[node].partition()
+        elif verb == "split":
+            self._split(node)
         elif verb == "mute":
             self._mute(node)
         elif name == "failover":
@@ -105,26 +114,23 @@ class _Group(Base):
     def end(self, fault: Fault) -> None:
         name = fault.name
         if name in NETWORK:
-            # Who is parted stays so until that is over.
-            parted = [victim for what, victim in self._victims.items() if what.startswith("part")]
-            for other, link in self._links.items():
-                if other not in parted:
-                    link.heal()
+            self._end_network()
             return
+        self._outlast_network()
         node = self._victims.pop(name)
         verb, _, whom = name.partition("_")
         if verb == "mute":
             node.kill()
             # What it had to say to its replicas must not reach them after its death.
             self._links[node].cut()
-        if whom == "master" or name == "failover":
+        if name == "failover" or (whom == "master" and verb != "hide"):
             self.successor(node)
         if verb in ("kill", "mute"):
             node.start()
         elif verb == "pause":
             node.unpause()
-        elif verb == "part":
-            self._links[node].heal()
+        elif verb in ("part", "hide", "split"):
+            self._join(node)
         elif name == "maxmemory" and node.running:
             node.ask("CONFIG", "SET", "maxmemory", 0)
         elif name == "slot_move":
@@ -144,6 +150,28 @@ class _Group(Base):
         self.wait_until_whole()
         for node in self._nodes:
             node.ask("CONFIG", "SET", "maxmemory", 0)
+
+    def _outlast_network(self) -> None:
+        """Before a wait for a failover, or for replicas to find a master: both need a network,
+        and while a step waits, no other one comes that would end what is wrong with it."""
+        time.sleep(max(0.0, self._network_until_s - time.monotonic()))
+        self._end_network()
+
+    def _end_network(self) -> None:
+        # Who is parted stays so until that is over.
+        parted = [node for what, node in self._victims.items() if what.startswith(("part", "hide"))]
+        for node, link in self._links.items():
+            if node not in parted:
+                link.heal()
+
+    def _part(self, node: Node) -> None:
+        self._links[node].partition()
+
+    def _split(self, master: Node) -> None:
+        raise NotImplementedError
+
+    def _join(self, node: Node) -> None:
+        self._links[node].heal()
 
     def _mute(self, master: Node) -> None:
         with master.client() as client:
@@ -207,12 +235,12 @@ class Cluster(_Group):
     def __init__(self, folder: Path) -> None:
         super().__init__()
         self.durability = "replicas:1"
-        self._group = ClusterGroup(folder, config=_GROUP_CONFIG)
+        self._group = ClusterGroup(folder, links=True, config=_GROUP_CONFIG)
         self._target: Node
 
     def _start(self) -> None:
         self._stack.enter_context(self._group)
-        self._nodes = self._group.nodes
+        self._nodes, self._links = self._group.nodes, self._group.links
         hosts = ",".join(f"{host}:{port}" for host, port in self._group.addresses)
         self.url = f"redis+cluster://{hosts}"
 
@@ -246,11 +274,29 @@ class Cluster(_Group):
         self._group.wait_until_whole()
 
     def begin_move(self, source: Node) -> None:
+        # After a loss in the network a node may have no replica, and then it takes no part in this.
+        self.wait_until_whole()
         masters = self._group.masters()
         self._target = masters[(masters.index(source) + 1) % len(masters)]
         self._group.begin_migration(slot_of(self._key), self._target)
 
+    def heal(self) -> None:
+        self._group.rejoin()
+        super().heal()
+
+    def _part(self, node: Node) -> None:
+        super()._part(node)
+        self._group.isolate(node)
+
+    def _split(self, master: Node) -> None:
+        self._group.isolate(master)
+
+    def _join(self, node: Node) -> None:
+        self._group.rejoin()
+        super()._join(node)
+
     def end_move(self, source: Node) -> None:
         slot = slot_of(self._key)
+        self.wait_until_whole()
         self._group.move_keys(slot, source, self._target)
         self._group.end_migration(slot, source, self._target)

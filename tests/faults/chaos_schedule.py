@@ -71,6 +71,17 @@ _GROUP: Final = {
     "kill_replica": Kind("server", (300, 2_000), means="SIGKILL for a replica, and its restart"),
     "pause_replica": Kind("server", (300, 2_000), means="SIGSTOP and SIGCONT for a replica"),
 }
+_GROUP_LINKS: Final = {name: _LINK[name] for name in ("delay", "drop", "cut", "halve")}
+_PARTED: Final = {
+    "part_master": Kind("server", means="nobody reaches the master until another one is"),
+    "part_replica": Kind("server", (300, 2_000), means="nobody reaches one replica"),
+    # After any other death the replicas lack at most what came in the last instant.
+    "mute_master": Kind(
+        "server",
+        (600, 1_500),
+        means="replicas hear nothing more of it, callers do; then SIGKILL until another one is",
+    ),
+}
 FAULTS: Final[dict[str, dict[str, Kind]]] = {
     "single": {
         **_LINK,
@@ -111,20 +122,20 @@ FAULTS: Final[dict[str, dict[str, Kind]]] = {
     },
     "sentinel": {
         **_GROUP,
-        **{name: _LINK[name] for name in ("delay", "drop", "cut", "halve")},
-        "part_master": Kind("server", means="nobody reaches the master until another one is"),
-        "part_replica": Kind("server", (300, 2_000), means="nobody reaches one replica"),
-        # After any other death the replicas lack at most what came in the last instant.
-        "mute_master": Kind(
-            "server",
-            (600, 1_500),
-            usual=False,
-            means="replicas hear nothing more of it, callers do; then SIGKILL until another one is",
-        ),
+        **_GROUP_LINKS,
+        **_PARTED,
         "kill_sentinel": Kind("sentinel", (300, 3_000), means="SIGKILL for a sentinel, restart"),
     },
     "cluster": {
         **_GROUP,
+        **_GROUP_LINKS,
+        **_PARTED,
+        "hide_master": Kind(
+            "server", (300, 2_000), means="callers and replicas do not reach it, the cluster does"
+        ),
+        "split_master": Kind(
+            "server", means="callers reach it, the other nodes do not, until another one is"
+        ),
         "slot_move": Kind(
             "server", (200, 1_500), usual=False, means="the sale's slot goes to another master"
         ),

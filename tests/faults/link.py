@@ -12,7 +12,10 @@ Where servers are told of each other (sentinels, and all that ask them), each se
 its own and announces that one's port: ``CONFIG SET replica-announce-port``. Then clients, sentinels
 and replicas reach it through its link only, and ``partition`` parts a master from all of them. (A
 replica's own connection to its master goes through the master's link.) SentinelGroup does so with
-``links=True``.
+``links=True``, and ClusterGroup with the port that nodes announce in a cluster.
+
+``shut_out`` parts only those who come from some address, as 127.0.0.12: a server that was told its
+``bind-source-addr`` is known by it.
 
 The link runs on a thread of its own. A switch is in force when its method returns; what the kernel
 had taken by then may still arrive. What is random comes from ``seed``.
@@ -26,7 +29,7 @@ import random
 import socket
 import struct
 import threading
-from collections.abc import Coroutine
+from collections.abc import Collection, Coroutine
 from enum import Flag, auto
 from typing import Any, Self, TypeVar
 
@@ -62,6 +65,8 @@ class Link:
         self.target_port = target_port
         self.port = 0
         self._state = _State(seed)
+        self._shut_state = _State(seed)
+        self._shut: frozenset[str] = frozenset()
         self._connections: set[_Connection] = set()
         self._tasks: set[asyncio.Task[None]] = set()
         self._failures: list[BaseException] = []
@@ -116,6 +121,15 @@ class Link:
         Who connects is let in, hears nothing, and gets through if it still waits at ``heal``."""
         self._switch(self._set(parted=True))
 
+    def shut_out(self, addresses: Collection[str]) -> None:
+        """Nothing passes between the server and who comes from one of these addresses, and only
+        them, until ``let_back``: as in a partition, whatever else is switched and healed."""
+        self._switch(self._shut_out(frozenset(addresses)))
+
+    def let_back(self) -> None:
+        """Who was shut out is served like everybody; what was held back arrives."""
+        self._switch(self._shut_out(frozenset()))
+
     def cut(self) -> int:
         """Resets every connection, at both ends, and returns how many; new ones are welcome."""
         return self._switch(self._cut())
@@ -156,6 +170,19 @@ class Link:
         for connection in lossy:
             await connection.ended.wait()
 
+    async def _shut_out(self, addresses: frozenset[str]) -> None:
+        before, self._shut = self._shut, addresses
+        held, self._shut_state = self._shut_state, _State(0)
+        self._shut_state.set(parted=True)
+        for connection in self._connections:
+            if connection.peer in before | addresses:
+                connection._state = self._state_of(connection.peer)
+        # Only now, or what was held back might wait on.
+        held.set(parted=False)
+
+    def _state_of(self, peer: str) -> _State:
+        return self._shut_state if peer in self._shut else self._state
+
     async def _cut(self) -> int:
         connections = list(self._connections)
         for connection in connections:
@@ -166,16 +193,16 @@ class Link:
 
     def _let_in(self) -> None:
         try:
-            client, _ = self._listener.accept()
+            client, address = self._listener.accept()
         except OSError:
             return  # It has gone again.
         client.setblocking(False)
-        task = self._loop.create_task(self._serve(client))
+        task = self._loop.create_task(self._serve(client, address[0]))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _serve(self, client: socket.socket) -> None:
-        connection = _Connection(self._state, client)
+    async def _serve(self, client: socket.socket, peer: str) -> None:
+        connection = _Connection(self._state_of(peer), client, peer)
         self._connections.add(connection)
         try:
             # Cancelled is what a connection is when it is reset.
@@ -220,15 +247,17 @@ class _State:
 
 
 class _Connection:
-    """A client's connection and its counterpart to the server. ``lossy`` says that something of it
-    has vanished, ``ended`` that both sockets are closed."""
+    """A client's connection and its counterpart to the server. ``peer`` is the address it comes
+    from; ``lossy`` says that something of it has vanished, ``ended`` that both sockets are closed.
+    """
 
-    def __init__(self, state: _State, client: socket.socket) -> None:
+    def __init__(self, state: _State, client: socket.socket, peer: str) -> None:
         task = asyncio.current_task()
         assert task is not None
         self._task = task
         self._state = state
         self._client = client
+        self.peer = peer
         self._writers: list[asyncio.StreamWriter] = []
         self.lossy = False
         self.ended = asyncio.Event()

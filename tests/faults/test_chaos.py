@@ -6,32 +6,42 @@ more and longer ones.
 
 from __future__ import annotations
 
+import asyncio
+import os
 import shutil
+import sys
 import time
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import pytest
 import redis
 from redis.asyncio.connection import AbstractConnection, Connection
 
+from seckill.engine import Engine
 from seckill.fencing import Greeting, Told
 from seckill.scripts import FORMAT
+from tests.children import child
 from tests.faults.chaos import exit_code, main, show_schedule
 from tests.faults.chaos_broken import VARIANTS, break_engine
+from tests.faults.chaos_crew import ROOT
+from tests.faults.chaos_groups import Cluster
 from tests.faults.chaos_judge import Result
 from tests.faults.chaos_node import ChaosNode, StallingLink, mute
 from tests.faults.chaos_run import Plan, run
-from tests.faults.chaos_schedule import ALONE, FAULTS, TOPOLOGIES, schedule, usual_faults
+from tests.faults.chaos_schedule import ALONE, FAULTS, TOPOLOGIES, Fault, schedule, usual_faults
+from tests.faults.chaos_servers import SALE
 from tests.faults.checker import Report, Verdict
 from tests.faults.disk import can_watch_syncs
 from tests.faults.evening import state_of
 from tests.faults.observed import SeenEvent
 from tests.faults.plants import evening, leave_alone
 from tests.faults.topologies import HOST, Link, wait_until
+from tests.support import make_sale
 
 SEEDS = (1, 2, 3, 4, 5, 6)
 SHORT_S = 1.6
@@ -43,20 +53,25 @@ SAFE = tuple(name for name in usual_faults("single") if name not in LONG)
 class Caught(NamedTuple):
     """What a broken engine does not survive, and the rules that say so."""
 
+    variant: str
     topology: str
     fault: str
     rules: set[str]
     seconds: float = 3.0
 
 
-CAUGHT = {
-    "everysec": Caught("single", "kill_cut", {"lost"}),
-    "new_key": Caught("single", "kill_cut", {"lost", "phantom", "twice"}),
-    "no_limit": Caught("single", "stall", {"zombie", "phantom"}),
-    "no_fence": Caught("single", "old_snapshot", {"lost"}),
-    "no_wait": Caught("sentinel", "mute_master", {"lost"}, seconds=0.5),
-}
+CAUGHT = (
+    Caught("everysec", "single", "kill_cut", {"lost"}),
+    Caught("new_key", "single", "kill_cut", {"lost", "phantom", "twice"}),
+    Caught("no_limit", "single", "stall", {"zombie", "phantom"}),
+    Caught("no_fence", "single", "old_snapshot", {"lost"}),
+    Caught("no_wait", "sentinel", "mute_master", {"lost"}, seconds=0.5),
+    Caught("no_wait", "cluster", "split_master", {"lost"}, seconds=0.5),
+)
 BROKEN_SEEDS = (2, 3, 5, 7, 11, 13, 17, 19)
+PATIENT_MS = 240_000
+# How long a test listens for what shall not come. On a slow machine it sees less, and never fails.
+SILENCE_S = 0.3
 CID_HELD = ("cid.k", "held")
 
 needs_shim = pytest.mark.skipif(not can_watch_syncs(), reason="needs Linux and a C compiler")
@@ -78,11 +93,11 @@ def test_a_sound_engine_survives(seed: int) -> None:
 @needs_shim
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("variant", sorted(CAUGHT))
-def test_a_broken_engine_is_caught_where_a_sound_one_survives(variant: str) -> None:
+@pytest.mark.parametrize("caught", CAUGHT, ids=lambda caught: f"{caught[0]}-{caught[1]}")
+def test_a_broken_engine_is_caught_where_a_sound_one_survives(caught: Caught) -> None:
     """Not each run meets the moment that matters, so a few seeds may be tried. The sound engine
     gets the seed that has caught the broken one."""
-    topology, fault, rules, seconds = CAUGHT[variant]
+    variant, topology, fault, rules, seconds = caught
     for seed in BROKEN_SEEDS:
         plan = Plan(topology, seed, seconds, (fault,), variant, callers=16)
         result = run(plan)
@@ -100,7 +115,7 @@ def test_a_broken_engine_is_caught_where_a_sound_one_survives(variant: str) -> N
 
 
 def test_each_variant_is_caught() -> None:
-    assert set(VARIANTS) == set(CAUGHT)
+    assert set(VARIANTS) == {caught.variant for caught in CAUGHT}
 
 
 @pytest.mark.parametrize("topology", TOPOLOGIES)
@@ -119,6 +134,53 @@ def test_a_seed_is_a_schedule(topology: str) -> None:
                 if ALONE in lanes or len(lanes) == 1:
                     assert one.at_ms + one.for_ms < other.at_ms
     assert set(seen) == set(usual_faults(topology))
+
+
+@pytest.mark.parametrize("topology", TOPOLOGIES)
+async def test_a_seed_is_the_same_schedule_in_another_process(topology: str) -> None:
+    code = (
+        "from tests.faults.chaos import show_schedule\n"
+        "from tests.faults.chaos_schedule import schedule\n"
+        f"print(show_schedule(schedule({topology!r}, 7, 6.0)))"
+    )
+    environment = {**os.environ, "PYTHONHASHSEED": "12"}
+    async with child(sys.executable, "-c", code, stdout=PIPE, cwd=ROOT, env=environment) as other:
+        said, _ = await other.communicate()
+    assert said.decode().strip() == show_schedule(schedule(topology, 7, 6.0))
+
+
+@pytest.mark.slow
+async def test_who_parts_a_clusters_master_parts_it_from_engines(tmp_path: Path) -> None:
+    """The links carry what engines say, and no order is acknowledged that one server alone has."""
+    with Cluster(tmp_path) as servers:
+        durability: Any = servers.durability
+        async with Engine(
+            servers.url, durability=durability, sweep_ms=0, timeout_ms=PATIENT_MS
+        ) as engine:
+            assert (await engine.create(make_sale(id=SALE))).ok
+            assert (await engine.open(SALE)).ok
+            for name, stays in (("hide_master", True), ("split_master", False)):
+                master = servers.master()
+                fault = Fault(name, 0, 0, 0)
+                assert (await engine.reserve(SALE, name, "before", {"a": 1})).order
+                await asyncio.to_thread(servers.begin, fault)
+                call = asyncio.create_task(engine.reserve(SALE, name, "while", {"a": 1}))
+                done, _ = await asyncio.wait({call}, timeout=SILENCE_S)
+                assert not done, f"{name}: it was answered"
+                await asyncio.to_thread(servers.end, fault)
+                assert (await call).order
+                assert (servers.master() is master) is stays
+
+
+@pytest.mark.slow
+def test_who_waits_for_replicas_lets_the_network_come_back(tmp_path: Path) -> None:
+    with Cluster(tmp_path) as servers:
+        servers.begin(Fault("drop", 0, 100, 3))
+        killed = Fault("kill_replica", 0, 0, 0)
+        servers.begin(killed)
+        # A replica that is back finds its master through a link, and no other step comes meanwhile.
+        servers.end(killed)
+        assert servers.replica().follows(servers._links[servers.master()].port)
 
 
 def test_faults_can_be_chosen() -> None:

@@ -20,6 +20,7 @@ from tests.faults.topologies import HOST, PATIENCE_S, Link, Node, Way, wait_unti
 # How long a test listens for what shall not come. On a slow machine it sees less, and never fails.
 SILENCE_S = 0.2
 HOURS_MS = 3 * 3_600_000
+ELSEWHERE = "127.0.0.77"
 BIG = "x" * 1_000_000
 
 
@@ -54,8 +55,8 @@ def through(link: Link) -> redis.Redis:
 class Raw:
     """A connection without a client library; ``speaks`` once it was answered."""
 
-    def __init__(self, port: int, *, speaks: bool = True) -> None:
-        self.socket = socket.create_connection((HOST, port), timeout=PATIENCE_S)
+    def __init__(self, port: int, *, speaks: bool = True, source: str = HOST) -> None:
+        self.socket = socket.create_connection((HOST, port), PATIENCE_S, (source, 0))
         if speaks:
             self.send("PING")
             assert self.read() == b"+PONG\r\n"
@@ -300,6 +301,30 @@ def test_a_link_may_be_closed_while_clients_come(node: Node) -> None:
     for _ in range(10):
         _close_while_clients_come(node.port)
     gc.collect()
+
+
+def test_only_who_comes_from_an_address_is_shut_out(node: Node, link: Link) -> None:
+    with Raw(link.port, source=ELSEWHERE) as there, Raw(link.port) as other:
+        link.shut_out({ELSEWHERE})
+        there.send("SET there 1")
+        with Raw(link.port, speaks=False, source=ELSEWHERE) as late:
+            late.send("PING")
+            # Others are healed, who is shut out is not.
+            link.heal()
+            assert there.is_silent()
+            assert late.is_silent()
+            other.send("SET other 1")
+            assert other.read() == b"+OK\r\n"
+            assert node.ask("KEYS", "*") == ["other"]
+            link.let_back()
+            assert there.read() == b"+OK\r\n"
+            assert late.read() == b"+PONG\r\n"
+        # It is like everybody else again.
+        link.partition()
+        there.send("PING")
+        assert there.is_silent()
+        link.heal()
+        assert there.read() == b"+PONG\r\n"
 
 
 def test_a_parted_replica_stops_to_acknowledge(tmp_path: Path) -> None:

@@ -8,7 +8,15 @@ from pathlib import Path
 import pytest
 import redis
 
-from tests.faults.topologies import ClusterGroup, SentinelGroup, living, slot_of, wait_until
+from tests.faults.topologies import (
+    HOST,
+    ClusterGroup,
+    Node,
+    SentinelGroup,
+    living,
+    slot_of,
+    wait_until,
+)
 
 # So long that nobody is taken for dead who is only slow; and for the time that somebody is dead.
 CALM_MS = 10_000
@@ -84,6 +92,48 @@ def test_a_parted_master_takes_nothing_and_is_replaced(tmp_path: Path) -> None:
         group.links[old].heal()
         assert group.wait_until_whole() is new
         assert old.ask("GET", "k") == "new"
+
+
+def told(node: Node) -> set[tuple[int, int]]:
+    """The ports, for clients and for the bus, that a node tells of all of them."""
+    places = [line.split()[1].split(",")[0] for line in node.ask("CLUSTER", "NODES").splitlines()]
+    pairs = [place.rpartition(":")[2].split("@") for place in places]
+    return {(int(port), int(bus)) for port, bus in pairs}
+
+
+@pytest.mark.slow
+def test_a_node_of_a_cluster_is_parted_from_the_others_and_not_from_callers(tmp_path: Path) -> None:
+    with ClusterGroup(tmp_path, node_timeout_ms=CALM_MS, links=True) as group:
+        links = {(group.links[node].port, group.bus_links[node].port) for node in group.nodes}
+        assert all(told(node) == links for node in group.nodes)
+        old = group.node_of("k")
+        (replica,) = group.replicas_of(old)
+        old.ask("SET", "k", "both")
+        wait_until(lambda: replica.ask("DBSIZE") == 1, "a replica that has it")
+        with redis.Redis(HOST, group.port_of(old), decode_responses=True) as caller:
+            group.isolate(old)
+            caller.set("k", "of the old")
+            assert caller.wait(1, 300) == 0
+            group.set_node_timeout(QUICK_MS)
+            assert group.wait_for_new_master("k", old) is replica
+            group.set_node_timeout(CALM_MS)
+            # It is there for its callers, and knows no better.
+            assert caller.info("replication")["role"] == "master"
+        assert replica.ask("GET", "k") == "both"
+        group.rejoin()
+        group.wait_until_whole()
+        assert group.replicas_of(replica) == [old]
+        with old.client() as client:
+            pipe = client.pipeline(transaction=False)
+            assert pipe.readonly().get("k").execute()[-1] == "both"
+        # What it announces outlasts a restart.
+        old.kill()
+        old.start()
+        group.wait_until_whole()
+        assert all(told(node) == links for node in group.nodes)
+        with pytest.raises(redis.exceptions.MovedError) as moved:
+            old.ask("SET", "k", "w")
+        assert moved.value.port == group.port_of(replica)
 
 
 @pytest.fixture(scope="module")

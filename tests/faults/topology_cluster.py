@@ -14,6 +14,7 @@ import msgspec
 import redis
 from redis.crc import key_slot
 
+from tests.faults.link import Link
 from tests.faults.topology_node import HOST, PATIENCE_S, Node, wait_until
 
 __all__ = ["SLOTS", "ClusterGroup", "slot_of"]
@@ -23,6 +24,9 @@ MASTERS = 3
 # How long a manual failover may take before it is asked for once more: the servers give up at 5 s.
 MANUAL_S = 7.0
 START_MS = 2_000
+# Where the connections of a linked node come from, so that a link knows which node it is.
+SOURCE = "127.0.0.{}"
+FIRST_SOURCE = 11
 # Keys that move in one step, and how long one step may take.
 MOVE_KEYS = 100
 MOVE_MS = 10_000
@@ -52,7 +56,9 @@ class ClusterGroup:
     """3 masters and 3 replicas, in folders below ``folder``; ``config`` is for all of them.
 
     ``nodes`` are in order of their making: node i + 3 began as the replica of node i. Any of them
-    may be killed, paused and started again.
+    may be killed, paused and started again. With ``links`` each is reached through one (``links``,
+    for clients and replicas) and by the other nodes through another (``bus_links``); only those
+    ports are told to anybody.
     """
 
     def __init__(
@@ -60,6 +66,7 @@ class ClusterGroup:
         folder: Path,
         *,
         node_timeout_ms: int = 2_000,
+        links: bool = False,
         config: Mapping[str, str | int] | None = None,
     ) -> None:
         self._folder = folder
@@ -71,6 +78,10 @@ class ClusterGroup:
         }
         self._stack = ExitStack()
         self._ids: dict[Node, str] = {}
+        self._linked = links
+        self._sources: dict[Node, str] = {}
+        self.links: dict[Node, Link] = {}
+        self.bus_links: dict[Node, Link] = {}
         self.nodes: list[Node] = []
 
     def __enter__(self) -> Self:
@@ -86,8 +97,12 @@ class ClusterGroup:
 
     @property
     def addresses(self) -> list[tuple[str, int]]:
-        """Host and port of each node."""
-        return [(HOST, node.port) for node in self.nodes]
+        """Host and port of each node, for clients."""
+        return [(HOST, self.port_of(node)) for node in self.nodes]
+
+    def port_of(self, node: Node) -> int:
+        """Where everybody but this process reaches a node."""
+        return self.links[node].port if self._linked else node.port
 
     def node_of(self, key: str) -> Node:
         """The master that a key belongs to. Raises LookupError while it is none that answers."""
@@ -143,6 +158,19 @@ class ClusterGroup:
             if node.answers:
                 node.ask("CONFIG", "SET", "cluster-node-timeout", node_timeout_ms)
 
+    def isolate(self, node: Node) -> None:
+        """Parts a node from all others, in both ways: it has neither their votes nor a replica or
+        master any more. Callers still reach it. Needs ``links``, and is for one node at a time."""
+        others = {self._sources[other] for other in self.nodes if other is not node}
+        for links in (self.links, self.bus_links):
+            for other, link in links.items():
+                link.shut_out(others if other is node else {self._sources[node]})
+
+    def rejoin(self) -> None:
+        """Ends ``isolate``."""
+        for link in (*self.links.values(), *self.bus_links.values()):
+            link.let_back()
+
     def migrate_slot(self, slot: int, to: Node) -> None:
         """Moves a slot with all its keys to another master, while both of them serve."""
         source = self._owner(slot)
@@ -179,9 +207,7 @@ class ClusterGroup:
 
     def _start(self) -> None:
         for number in range(2 * MASTERS):
-            node = Node(self._folder / f"node-{number}", self._config)
-            self.nodes.append(self._stack.enter_context(node))
-            self._ids[node] = node.ask("CLUSTER", "MYID")
+            self._add(number)
         # Nodes tell each other the news the sooner, the less of this time they have.
         self.set_node_timeout(START_MS)
         masters, replicas = self.nodes[:MASTERS], self.nodes[MASTERS:]
@@ -191,7 +217,8 @@ class ClusterGroup:
             # Two masters with one epoch would have to find out which of them gives way.
             master.ask("CLUSTER", "SET-CONFIG-EPOCH", number + 1)
         for node in self.nodes[1:]:
-            self.nodes[0].ask("CLUSTER", "MEET", HOST, node.port, node.bus_port)
+            bus = self.bus_links[node].port if self._linked else node.bus_port
+            self.nodes[0].ask("CLUSTER", "MEET", HOST, self.port_of(node), bus)
         wait_until(
             lambda: all(set(_lines_of(node)) == set(self._ids.values()) for node in self.nodes),
             "nodes that know each other",
@@ -200,6 +227,24 @@ class ClusterGroup:
             replica.ask("CLUSTER", "REPLICATE", self._ids[master])
         self.wait_until_whole()
         self.set_node_timeout(self._node_timeout_ms)
+
+    def _add(self, number: int) -> None:
+        config = dict(self._config)
+        if self._linked:
+            config["bind-source-addr"] = SOURCE.format(FIRST_SOURCE + number)
+        node = self._stack.enter_context(Node(self._folder / f"node-{number}", config))
+        self.nodes.append(node)
+        self._ids[node] = node.ask("CLUSTER", "MYID")
+        if not self._linked:
+            return
+        self._sources[node] = str(config["bind-source-addr"])
+        self.links[node] = self._stack.enter_context(Link(node.port))
+        self.bus_links[node] = self._stack.enter_context(Link(node.bus_port))
+        # All three into its config file, for a restart.
+        node.ask("CONFIG", "SET", "cluster-announce-ip", HOST)
+        node.ask("CONFIG", "SET", "cluster-announce-port", self.links[node].port)
+        node.ask("CONFIG", "SET", "cluster-announce-bus-port", self.bus_links[node].port)
+        node.ask("CONFIG", "REWRITE")
 
     def _owner(self, slot: int) -> Node:
         claims = [(line.epoch, node) for node, line in self._lines().items() if line.owns(slot)]
@@ -223,7 +268,7 @@ class ClusterGroup:
         for id_ in answering:
             lines = _lines_of(by_id[id_])
             master = by_id.get(lines[id_].follows)
-            if not _is_ok(by_id[id_]) or (master and not by_id[id_].follows(master.port)):
+            if not _is_ok(by_id[id_]) or (master and not by_id[id_].follows(self.port_of(master))):
                 return False
             views.append(
                 {

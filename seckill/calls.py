@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 
 from seckill.durability import Durability, replicas_of
 from seckill.errors import EngineClosed, OutcomeUnknown, RedisUnavailable
-from seckill.fencing import NewServer
+from seckill.fencing import LOST, NewServer
 from seckill.home import Home
 from seckill.pipe import Errand, Pipe, seen
 from seckill.redis import (
@@ -32,13 +32,12 @@ if TYPE_CHECKING:
     from seckill.pools import Pool
     from seckill.redis import Command
 
-__all__ = ["BACKOFF_MAX_S", "BACKOFF_MIN_S", "LOST", "Calls"]
+__all__ = ["BACKOFF_MAX_S", "BACKOFF_MIN_S", "Calls"]
 
 CONNECTIONS: Final = 32
 BACKOFF_MIN_S: Final = 0.01
 BACKOFF_MAX_S: Final = 0.25
 LOOK_ON_S: Final = 1.0
-LOST: Final = "the sale is stopped until what Redis has lost is back; ask again"
 _CLOSED: Final = "the engine is not started; use `async with Engine(…)`"
 
 
@@ -224,8 +223,8 @@ class Calls:
         """Awaits ``call()``, again and again while the server is away, until the time is over. When
         it went wrong, it is found out first who the server is by now.
 
-        Raises RedisUnavailable when nothing was ever sent, else OutcomeUnknown; ServerFull and
-        ScriptFailed at once.
+        Raises RedisUnavailable when nothing was ever sent, else OutcomeUnknown, also when the
+        sale is fenced by the time of a second attempt; ServerFull and ScriptFailed at once.
         """
         from redis.exceptions import RedisError
 
@@ -238,7 +237,10 @@ class Calls:
             try:
                 async with asyncio.timeout(max(0.0, give_up_s - monotonic())):
                     await self.look()
-                    return await errand()
+                    replies = await errand()
+                if unsure and isinstance(errand, Errand) and errand.is_fenced(replies):
+                    raise OutcomeUnknown(LOST)
+                return replies
             except (RedisError, OSError, EOFError, NewServer, RedisUnavailable) as error:
                 if isinstance(error, NewServer):
                     errand.sent = unsure

@@ -24,10 +24,12 @@ if TYPE_CHECKING:
     from seckill.calls import Calls
     from seckill.sale import Sale
 
-__all__ = ["CLOCK_JUMP_MS", "Greeting", "NewServer", "Told", "fence_sale"]
+__all__ = ["CLOCK_JUMP_MS", "LOST", "Greeting", "NewServer", "Told", "fence_sale"]
 
 CLOCK_JUMP_MS: Final = 600_000
 """How far a sale's clock may step forward while units are held, see lua/lib/sale.lua."""
+LOST: Final = "the sale is stopped until what Redis has lost is back; ask again"
+"""To whoever may have been answered otherwise, had the answer come."""
 _UNTIL: Final = re.compile(r"(\S+):(\d+)")
 _RUN_ID: Final = re.compile(rb"^run_id:([0-9a-f]{40})\r?$", re.MULTILINE)
 

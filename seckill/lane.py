@@ -34,7 +34,7 @@ from seckill.errors import (
     SeckillError,
     ServerFull,
 )
-from seckill.fencing import Greeting, NewServer
+from seckill.fencing import LOST, Greeting, NewServer
 from seckill.redis import ask, is_transient, refusal_of
 from seckill.scripts import script
 from seckill.settling import WAIT_MS, ask_settled
@@ -92,7 +92,8 @@ class Work(msgspec.Struct, frozen=True):
     """Which script decides the batches of a lane. ``noun`` is what a line is called when something
     is said of it. Of each line's columns the last ``extras`` are left out when the very last is
     empty in all of a batch. ``too_late`` is the answer to a line that came after its not_after,
-    ``new_server`` that of a server which nobody has found yet to have all that was told.
+    ``new_server`` that of a server which nobody has found yet to have all that was told, ``fenced``
+    that of one which was found to lack something, and looks for no line that it may have decided.
     ``has_written`` says of all answers of a batch whether the script has written anything."""
 
     verb: str
@@ -100,6 +101,7 @@ class Work(msgspec.Struct, frozen=True):
     extras: int
     too_late: int
     new_server: int
+    fenced: int
     has_written: Callable[[list[int | bytes]], bool]
 
 
@@ -113,9 +115,10 @@ def _has_joined(answers: list[int | bytes]) -> bool:
 
 
 _LATE, _NEW, _CREATED = int(Status.TOO_LATE), int(Status.NEW_SERVER), int(Status.CREATED)
-ORDERS: Final = Work("reserve", "order", 2, _LATE, _NEW, _has_created)
-ORDERS_BY_TOKEN: Final = Work("reserve", "order", 0, _LATE, _NEW, _has_created)
-JOINS: Final = Work("join", "the ticket of", 0, -_LATE, -_NEW, _has_joined)
+_FENCED: Final = int(Status.FENCED)
+ORDERS: Final = Work("reserve", "order", 2, _LATE, _NEW, _FENCED, _has_created)
+ORDERS_BY_TOKEN: Final = Work("reserve", "order", 0, _LATE, _NEW, _FENCED, _has_created)
+JOINS: Final = Work("join", "the ticket of", 0, -_LATE, -_NEW, -_FENCED, _has_joined)
 
 # A line that waits: not_after ms and the other columns of the script call, who is told, and
 # when the caller gives up (monotonic seconds). A plain tuple, because it is made for every order.
@@ -334,6 +337,8 @@ class Lane:
                     elif answer == self._work.too_late and order[_GIVE_UP_S] > monotonic():
                         # Our estimate of the server's clock was wrong; the caller still has time.
                         again.append(order)
+                    elif answer == self._work.fenced and unsure:
+                        waiter.set_exception(OutcomeUnknown(LOST))
                     else:
                         waiter.set_result((answer, deadline_ms))
                 if not again:

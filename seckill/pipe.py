@@ -32,6 +32,7 @@ __all__ = ["Errand", "Pipe", "seen"]
 SLOTS: Final = 2
 # What a script's reply begins with when it did nothing.
 _NEW_SERVER: Final = [int(Status.NEW_SERVER)]
+_FENCED: Final = [int(Status.FENCED)]
 BATCH_MAX: Final = 256
 
 Commands = Sequence[Command]
@@ -98,6 +99,12 @@ class Errand:
         is_other = server is not None and self.run_id not in ("", server.decode())
         before = (servers or b"").decode()
         return is_other or self.home.told.is_missed_by(self.run_id, int(seq or 0), before)
+
+    def is_fenced(self, replies: list[Any]) -> bool:
+        """Whether a script did nothing because its sale is fenced."""
+        if self._trusting or self.script is None:
+            return False
+        return isinstance(replies[0], list) and replies[0][:1] == _FENCED
 
     def commands(self, greeting: Greeting, *, source: bool = False) -> Commands:
         """The commands for that server; ``source`` if it does not know the script."""

@@ -11,8 +11,9 @@ from typing import Any, Final
 import msgspec
 
 from seckill import order as orders
-from seckill.calls import LOST, Calls
+from seckill.calls import Calls
 from seckill.errors import EngineClosed, OutcomeUnknown, SeckillError, UnknownSale, UpgradeNeeded
+from seckill.fencing import LOST
 from seckill.keys import shard_keys
 from seckill.lane import JOINS, ORDERS, ORDERS_BY_TOKEN, Answer, Lane, Waiter, Work
 from seckill.lease import Lease

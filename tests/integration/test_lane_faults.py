@@ -10,9 +10,12 @@ from time import monotonic
 
 import pytest
 import pytest_asyncio
+import redis
 
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
+from seckill.errors import OutcomeUnknown
+from seckill.keys import shard_keys
 from seckill.order import Outcome
 from seckill.status import Status
 from tests.faults.proxy import Command, Fate, Proxy
@@ -56,6 +59,45 @@ async def test_a_cut_batch_is_sent_again(server: EmbeddedServer, proxy: Proxy, f
         orders = [out.order for out in outcomes if isinstance(out, Outcome)]
         assert [order.id for order in orders if order] == [id_of(sale, n) for n in range(100)]
         assert len(held(server.url, sale)) == 101
+
+
+@pytest.mark.parametrize("fate", [Fate.CUT_BEFORE, Fate.CUT_AFTER])
+@pytest.mark.parametrize("verb", ["reserve", "release"])
+async def test_a_sale_that_is_fenced_before_the_second_attempt(
+    server: EmbeddedServer, proxy: Proxy, fate: Fate, verb: str
+) -> None:
+    """Nobody is told for certain that nothing was done, for the first attempt may have done it."""
+    async with Engine(proxy.url, timeout_ms=20_000) as engine:
+        sale = await open_sale(engine)
+        order = (await buy(engine, sale, "first")).order
+        assert order is not None
+        began = False
+
+        async def cut_and_fence(command: Command) -> Fate:
+            nonlocal began
+            is_it = bool(command.order_ids) or order.id.encode() in command.args
+            if is_it and not began:
+                began = True
+                return fate
+            if is_it:
+                fenced = {"state": "fenced", "fenced_state": "open", "reason": "a test"}
+                with redis.Redis.from_url(server.url) as client:
+                    client.hset(shard_keys(sale)[0], mapping=fenced)
+            return Fate.PASS
+
+        proxy.judge = cut_and_fence
+        if verb == "reserve" and fate is Fate.CUT_AFTER:
+            # A known order is found on a fenced server, too.
+            assert (await buy(engine, sale, "second")).status is Status.EXISTS
+        elif verb == "reserve":
+            with pytest.raises(OutcomeUnknown, match="stopped"):
+                await buy(engine, sale, "second")
+        else:
+            with pytest.raises(OutcomeUnknown, match="stopped"):
+                await engine.release(sale, order.id)
+        # Whoever asks only now is told that it is.
+        assert (await engine.release(sale, order.id)).status is Status.FENCED
+        assert (await buy(engine, sale, "third")).status is Status.FENCED
 
 
 async def test_cuts_at_random_harm_nobody(server: EmbeddedServer, proxy: Proxy) -> None:

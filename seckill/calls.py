@@ -5,13 +5,14 @@ over. Every script may be repeated, so a lost answer is fetched by asking again.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import suppress
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Final, cast
 
 from seckill.durability import Durability, replicas_of
-from seckill.errors import EngineClosed, OutcomeUnknown, RedisUnavailable
+from seckill.errors import EngineClosed, OutcomeUnknown, RedisUnavailable, UnsuitableServer
 from seckill.fencing import LOST, NewServer
 from seckill.home import Home
 from seckill.pipe import Errand, Pipe, seen
@@ -38,6 +39,7 @@ CONNECTIONS: Final = 32
 BACKOFF_MIN_S: Final = 0.01
 BACKOFF_MAX_S: Final = 0.25
 LOOK_ON_S: Final = 1.0
+_log = logging.getLogger("seckill.servers")
 _CLOSED: Final = "the engine is not started; use `async with Engine(…)`"
 
 
@@ -116,32 +118,50 @@ class Calls:
         try:
             async with asyncio.timeout(max(CONNECT_SECONDS, self._timeout_s)):
                 await self._servers.look()
-                facts = [
-                    await check_server(
-                        master,
-                        durability,
-                        allow_unverified=allow_unverified,
-                        in_cluster=self._servers.is_cluster,
-                        may_move=self._servers.may_move,
-                    )
-                    for master in self._servers.masters()
-                ]
+                check = partial(
+                    check_server,
+                    durability=durability,
+                    allow_unverified=allow_unverified,
+                    in_cluster=self._servers.is_cluster,
+                    may_move=self._servers.may_move,
+                )
+                facts = {name: await check(it) for name, it in self._servers.named_masters()}
         except TimeoutError:
             raise RedisUnavailable("the server does not answer") from None
         if self._servers.may_move:
-            self._watch = asyncio.get_running_loop().create_task(self._look_on(self._servers))
+            watching = self._look_on(self._servers, set(facts), check)
+            self._watch = asyncio.get_running_loop().create_task(watching)
         if not facts:
             raise RedisUnavailable("no node of the cluster has any slots")
-        return facts[0]
+        return next(iter(facts.values()))
 
-    async def _look_on(self, servers: Servers) -> None:
+    async def _look_on(
+        self, servers: Servers, checked: set[str], check: Callable[[Redis], Awaitable[ServerFacts]]
+    ) -> None:
         """A master that hangs, or that only we still reach, breaks no connection: those who know
-        better are asked all the time, and a new master's coming cuts what leads to the old one."""
+        better are asked all the time, and a new master's coming cuts what leads to the old one.
+
+        A new one that may carry no sale is said to be so. It is sold on all the same: to end a sale
+        in the middle is not for us to decide."""
         while True:
             await asyncio.sleep(LOOK_ON_S)
             servers.lost("")
-            with suppress(RedisUnavailable):
+            try:
                 await self.look()
+                masters = dict(servers.named_masters())
+                for name in masters.keys() - checked:
+                    async with asyncio.timeout(CONNECT_SECONDS):
+                        await check(masters[name])
+                    _log.warning("%s is a master now", name)
+                    checked.add(name)
+                checked &= masters.keys()
+            except (RedisUnavailable, TimeoutError):
+                pass  # Nobody knows yet, or it is only becoming one.
+            except UnsuitableServer as error:
+                checked.add(name)
+                _log.error("%s is a master now, and should not be: %s", name, error)
+            except Exception:  # noqa: BLE001 - whatever it is, who looks on must go on
+                _log.exception("a look at the servers failed")
 
     async def aclose(self) -> None:
         """Disconnects. Can be repeated."""

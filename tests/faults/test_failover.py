@@ -16,7 +16,7 @@ from seckill.keys import shard_keys
 from seckill.sale import Sale
 from seckill.verify import verify
 from tests.faults.test_servers import by_cluster, by_sentinels
-from tests.faults.topologies import ClusterGroup, Node, SentinelGroup
+from tests.faults.topologies import HOST, ClusterGroup, Node, SentinelGroup
 from tests.support import make_sale
 
 pytestmark = [pytest.mark.slow, pytest.mark.once, pytest.mark.timeout(600)]
@@ -48,6 +48,32 @@ def group(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Group]:
         with ClusterGroup(tmp_path, config=CONFIG) as cluster:
             replaced = cluster.wait_for_new_master
             yield Group(by_cluster(cluster), "replicas:1", cluster.node_of, replaced)
+
+
+@pytest.mark.parametrize("fsync", ["always", "everysec"])
+async def test_a_new_master_is_looked_at(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, fsync: str
+) -> None:
+    """It may be configured otherwise than the one that was checked at the start."""
+    config: dict[str, str | int] = {"appendonly": "yes", "appendfsync": "always"}
+    with SentinelGroup(tmp_path, config=config) as servers:
+        first, *others = servers.nodes
+        for node in others:
+            node.ask("CONFIG", "SET", "appendfsync", fsync)
+        url = by_sentinels(port for _, port in servers.addresses)
+        async with Engine(url, durability="aof", timeout_ms=PATIENT_MS, sweep_ms=0) as engine:
+            await asyncio.to_thread(first.kill)
+            new = await asyncio.to_thread(servers.wait_for_new_master, first)
+            said = f"{HOST}:{new.port} is a master now"
+            if fsync != "always":
+                said += ", and should not be: appendfsync is 'everysec'"
+            async with asyncio.timeout(PATIENT_MS / 1000):
+                while not any(line.startswith(said) for line in caplog.messages):  # noqa: ASYNC110
+                    await asyncio.sleep(0.05)
+            # Once, and it is sold on.
+            sale = make_sale({"a": 1})
+            assert (await engine.create(sale)).ok
+            assert sum(line.startswith(said) for line in caplog.messages) == 1
 
 
 class Load:

@@ -273,7 +273,8 @@ class Calls:
                 unsure = errand.sent
                 if monotonic() + backoff_s >= give_up_s:
                     if errand.sent:
-                        raise OutcomeUnknown(f"no answer in time: {error}") from None
+                        said = f": {error}" if str(error) else ""
+                        raise OutcomeUnknown(f"no answer in time{said}") from None
                     raise RedisUnavailable(_never_sent(error)) from None
                 await asyncio.sleep(backoff_s)
                 backoff_s = min(backoff_s * 2, BACKOFF_MAX_S)

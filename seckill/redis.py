@@ -158,7 +158,8 @@ def our_errors() -> Iterator[None]:
         yield
     except (RedisError, OSError) as error:
         if is_transient(error):
-            raise RedisUnavailable(f"the connection to Redis broke: {error}") from None
+            said = str(error) or "no answer in time"
+            raise RedisUnavailable(f"the connection to Redis broke: {said}") from None
         raise refusal_of(error) from None
 
 

@@ -182,10 +182,13 @@ class RollCall:
 
     async def _ask_on(self, sale: str) -> None:
         """Calls the roll until it comes to an end."""
-        end_s, why = monotonic() + AGAIN_FOR_S, ""
-        while monotonic() < end_s:
+        began_s, why = monotonic(), ""
+        while monotonic() < began_s + AGAIN_FOR_S:
             try:
                 answer = await self.answer(sale)
+                if answer.status is Status.DONE and why:
+                    said = "sale %s: its server is new, and is trusted now, after %.1f s"
+                    _log.warning(said, sale, monotonic() - began_s)
                 if answer.status is not Status.NEW_SERVER:
                     return
                 why = answer.why

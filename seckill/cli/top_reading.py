@@ -28,8 +28,8 @@ CALL_S: Final = 3.0
 DETAILED_MAX: Final = 20
 """A sale's snapshot carries all of its SKUs, so not every one of a hundred is asked for."""
 
-_RANK: Final = {"open": 0, "paused": 1, "created": 2}
-_OVER: Final = 3
+_RANK: Final = {"fenced": 0, "open": 1, "paused": 2, "created": 3}
+_OVER: Final = 4
 _DAMAGED: Final = -1
 
 

@@ -75,6 +75,9 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
                 found = await _claim_if_new(engine, row, header[5], run_ids)
         except (LedgerUnavailable, LedgerRefused, RedisUnavailable):
             raise
+        except OutcomeUnknown as error:
+            _log.warning("sale %s can't be looked at: %s", row["sale"], error)
+            continue
         except Exception as error:  # noqa: BLE001 - a damaged sale must not hide the others
             _log.warning("sale %s can't be looked at: %r", row["sale"], error)
             continue

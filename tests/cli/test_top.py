@@ -114,6 +114,12 @@ async def test_which_sales_are_shown(hall: EmbeddedServer) -> None:
                 paused.id,
                 created.id,
             ]
+            # One that is stopped by a loss is what somebody has to see.
+            header = shard_keys(paused.id)[0]
+            await engine._calls.client_of(header).hset(header, "state", "fenced")
+            frame = await watcher.look()
+            assert [view.id for view in frame.sales][:2] == [paused.id, selling.id]
+            await engine._calls.client_of(header).hset(header, "state", "paused")
             # A damaged one comes first, and hides no other.
             await engine._calls.client_of("sk:sales").delete(shard_keys(later.id)[0])
             await engine._calls.client_of("sk:sales").set(shard_keys(later.id)[0], "x")

@@ -167,7 +167,9 @@ async def test_a_sale_that_was_made_anew_is_not_taken_for_a_loss(disk: Disk) -> 
 
 
 @pytest.mark.parametrize("way", ["buys", "asks"])
-async def test_who_was_cut_off_is_believed_when_it_comes_back(disk: Disk, way: str) -> None:
+async def test_who_was_cut_off_is_believed_when_it_comes_back(
+    disk: Disk, way: str, caplog: pytest.LogCaptureFixture
+) -> None:
     """Longer than a roll call waits, on a server that went back and has sold past it meanwhile."""
     with Link(disk.node.port) as link:
         cut_url = f"redis://{HOST}:{link.port}"
@@ -184,6 +186,8 @@ async def test_who_was_cut_off_is_believed_when_it_comes_back(disk: Disk, way: s
             async with engine_on(disk) as fresh:
                 for n in range(6):
                     assert (await buy(fresh, sale, f"late-{n}")).status is Status.CREATED
+                # There was one to wait for, and the log says that it is over.
+                assert any("is trusted now, after" in said for said in caplog.messages)
                 link.heal()
                 if way == "asks":
                     # For one that is there: it is not sold on all the same.

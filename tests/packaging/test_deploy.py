@@ -443,7 +443,7 @@ async def test_how_the_malls_own_programs_get_in(folder: Path, sale: Sale) -> No
             async with there.session.post(path, json={}, headers=headers) as response:
                 assert response.status == 503
                 assert response.headers["Retry-After"] == "1"
-                await is_problem(response, "unavailable")
+                await is_problem(response, "outcome_unknown")
 
 
 # -- the guide --------------------------------------------------------------------------------

@@ -53,13 +53,12 @@ if h[2] == 'fenced' then return { STATUS.FENCED, 0, '', 0, h[6] or '' } end
 -- very server that told of it. Else that server was wiped, or is an old one. made is "<run_id of its
 -- server>:<ms of its making>".
 local function is_gone()
-  local founded_seq = tonumber(h[9])
-  if founded_seq then return told_seq < founded_seq end
   if removed == told_made then return true end
   local made_by, made_ms = string.match(made, '^(.*):(%d+)$')
-  local told_made_ms = string.match(told_made, '%d+$')
+  local told_made_ms, founded_seq = string.match(told_made, '%d+$'), tonumber(h[9])
   if not made_ms or not told_made_ms then return false end
   local is_later = tonumber(told_made_ms) < tonumber(made_ms)
+  if founded_seq then return is_later and told_seq < founded_seq end
   if teller == '' or teller == run_id then return not is_new or is_later end
   return teller == made_by and is_later
 end
@@ -67,7 +66,7 @@ end
 if told_made ~= '' and told_made ~= made then
   if is_gone() then
     told_made, told_seq, told_beat = made, 0, 0
-  elseif h[9] then
+  elseif h[9] and told_seq >= tonumber(h[9]) then
     told_made = made -- Its events are past all that were told of the one before: it is this one that is meant.
   end
 end

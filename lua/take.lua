@@ -8,7 +8,8 @@ KEYS     [1] sale  [2] stock  [3] buyers  [4] orders  [5] holds  [6] paying  [7]
          [8] lease  [9] done  [10] dead  [11] again
 ARGV     [1] caller  [2] group  [3] token of the consumer  [4] consumer's name in the group
          [5] entries at most  [6] '>', or the id behind which to read what was taken before
-Returns  {status, the entries, as XREADGROUP gives them, id of the stream's last entry}
+Returns  {status, the entries, as XREADGROUP gives them, id of the stream's last entry if there may be
+         no more of them}
 Events   none
 
 Answers: UNKNOWN_SALE, UPGRADE_NEEDED, FENCED (another consumer has the lease, or it ran out), DONE.
@@ -23,8 +24,10 @@ if not sale then return { refusal, {}, '' } end
 if redis.call('GET', KEYS[8]) ~= token then return { STATUS.FENCED, {}, '' } end
 write_even_when_full()
 local found = redis.call('XREADGROUP', 'GROUP', group, consumer, 'COUNT', count, 'STREAMS', KEYS[7], cursor)
-local facts, last_id = redis.call('XINFO', 'STREAM', KEYS[7]), ''
+local entries, last_id = found and found[1] and found[1][2] or {}, ''
+if #entries == tonumber(count) then return { STATUS.DONE, entries, '' } end
+local facts = redis.call('XINFO', 'STREAM', KEYS[7])
 for i = 1, #facts, 2 do
   if facts[i] == 'last-generated-id' then last_id = facts[i + 1] end
 end
-return { STATUS.DONE, found and found[1] and found[1][2] or {}, last_id }
+return { STATUS.DONE, entries, last_id }

@@ -187,14 +187,10 @@ class Calls:
 
         Raises what ``attempt`` raises.
         """
-        home = self.home(keys[0])
-        errand = Errand(home, ((keys, *args), seen(keys)), script(verb))
-        reply, (definition_id, seq, server, _, made, _) = await self.attempt(errand)
-        if server is not None and errand.run_id in ("", server.decode()):
-            if made is not None and not home.told.made:
-                home.told.made = made.decode()
-            home.told.note(int(seq or 0), errand.run_id)
-        return reply, definition_id
+        errand = Errand(self.home(keys[0]), ((keys, *args), seen(keys)), script(verb))
+        reply, seen_now = await self.attempt(errand)
+        errand.hear(seen_now)
+        return reply, seen_now[0]
 
     async def run_anywhere(self, verb: str, keys: tuple[str, ...], *args: Any) -> tuple[Any, str]:
         """``run`` for what is asked of a server that nobody trusts yet, and its run_id."""
@@ -205,12 +201,11 @@ class Calls:
         """The same for one command. Raises OutcomeUnknown, too, when nothing is found of a sale
         that is fenced, because that may be what its server has lost."""
         errand = Errand(self.home(keys[0]), (command, seen(keys)))
-        reply, (definition_id, seq, server, state, *_) = await self.attempt(errand)
-        if server is not None and errand.run_id in ("", server.decode()):
-            errand.home.told.note(int(seq or 0), errand.run_id)
-        if reply is None and state == b"fenced":
+        reply, seen_now = await self.attempt(errand)
+        errand.hear(seen_now)
+        if reply is None and seen_now[3] == b"fenced":
             raise OutcomeUnknown(LOST)
-        return reply, definition_id
+        return reply, seen_now[0]
 
     async def read_many(self, commands: Sequence[Command]) -> list[Any]:
         """The replies to commands on many keys, each its second word, in their order; error replies

@@ -168,6 +168,7 @@ class Engine:
     async def create(self, sale: Sale) -> Outcome:
         """Writes a sale. CREATED, EXISTS (the same definition), CONFLICT (another one)."""
         client = self._calls.client_of(SALES)
+        self._roll.created[sale.id] = sale
         # First into the list: a listed sale that does not exist is harmless, the reverse is not.
         await self._calls.attempt(lambda: client.sadd(SALES, sale.id))
         items = [part for item in sale.items for part in (item.total, item.limit_per_buyer)]

@@ -100,6 +100,22 @@ class Errand:
         before = (servers or b"").decode()
         return is_other or self.home.told.is_missed_by(self.run_id, int(seq or 0), before)
 
+    def hear(self, seen: list[Any]) -> None:
+        """The caller is told what a server said that is trusted; ``seen`` stood behind it. What
+        only looks at a sale is answered by any server: one that lacks what was told before is asked
+        in a roll call, and what it says now does not make that forgotten."""
+        _, seq, server, state, made, servers = seen
+        if server is None or self.run_id not in ("", server.decode()) or state == b"fenced":
+            return
+        told = self.home.told
+        if told.is_missed_by(self.run_id, int(seq), (servers or b"").decode()):
+            self.home.met_new_server()
+            return
+        if made is not None and made.decode() != told.made:
+            # Nothing is missing, so it has taken the other one's place by right.
+            told.forget(made.decode())
+        told.note(int(seq), self.run_id)
+
     def is_fenced(self, replies: list[Any]) -> bool:
         """Whether a script did nothing because its sale is fenced."""
         if self._trusting or self.script is None:

@@ -25,6 +25,7 @@ from seckill.keys import LEDGER_MARK, crew_key, removed_key, shard_keys
 from seckill.status import Status
 
 if TYPE_CHECKING:
+    from seckill.sale import Sale
     from seckill.shard import Shard
 
 __all__ = ["WAIT_MS", "Answer", "RollCall", "call_roll"]
@@ -108,6 +109,8 @@ class RollCall:
         self._closed = False
         self._name = secrets.token_hex(8)
         self._known: dict[str, _Known] = {}
+        self.created: dict[str, Sale] = {}
+        """The sales that this engine has created, for it may have told somebody so."""
         self._asking: dict[str, asyncio.Task[None]] = {}
         self._ticker: asyncio.Task[None] | None = None
 
@@ -149,8 +152,9 @@ class RollCall:
             known.seq, known.since_s = seq, monotonic()
         if answer.status is Status.DONE:
             known.beat = max(known.beat, answer.beat)
-            if answer.made != told.made:
-                # Another sale under the same id, of which nobody here was told anything.
+            shard = self._shards().get(sale)
+            if answer.made != told.made or (shard is not None and shard.made != answer.made):
+                # Another sale under the same id.
                 await self._begin_anew(sale, answer.made)
             told.vouch(seq, answer.run_id)
         elif answer.status is Status.UNKNOWN_SALE and seq:
@@ -204,21 +208,26 @@ class RollCall:
     async def _tell_gone(self, sale: str) -> Answer:
         """A sale of which somebody was told is not there."""
         key, shard = shard_keys(sale)[0], self._shards().get(sale)
+        definition = shard.sale if shard is not None else self.created.get(sale)
         told = self._calls.home(key).told
         if await self._calls.run_id(key) == told.run_id:
             # The server that told of it is still the same, so somebody has removed the sale.
             await self._begin_anew(sale)
             return Answer(Status.UNKNOWN_SALE, 0, "", 0, "")
-        if shard is None:
+        if definition is None:
             return Answer(Status.NEW_SERVER, 0, "", 0, "the sale is not there")
+        # Where it begins is written when it is created.
+        origin_ms = shard.origin_ms if shard is not None else definition.opens_ms
         status, why, _ = await fence_sale(
-            self._calls, shard.sale, shard.origin_ms, made=told.made, seq=told.seq
+            self._calls, definition, origin_ms, made=told.made, seq=told.seq
         )
         _log.error("sale %s is fenced until `seckill rebuild %s`: %s", sale, sale, why)
         return Answer(status, 0, "", 0, why)
 
     async def _begin_anew(self, sale: str, made: str = "") -> None:
-        self._calls.home(shard_keys(sale)[0]).told.forget(made)
+        told = self._calls.home(shard_keys(sale)[0]).told
+        if told.made != made:
+            told.forget(made)
         self._known.pop(sale, None)
         shard = self._shards().get(sale)
         if shard is not None and shard.made != made:

@@ -105,8 +105,9 @@ class Notes:
 
 
 class Journal:
-    """One group's lease of one sale, and the notes of who holds it. ``token`` names this consumer;
-    ``lease_ms`` is how long one that died keeps another from taking over."""
+    """One group's lease of one sale, and the notes of who holds it. ``token`` names this journal:
+    the process, "#", and what tells it from others of the process. ``lease_ms`` is how long one
+    that died keeps another from taking over."""
 
     def __init__(
         self, client: Redis, sale: str, group: str, token: bytes, *, lease_ms: int
@@ -147,11 +148,29 @@ class Journal:
         asked_at = monotonic()
         async with asyncio.timeout(PATIENCE_S):
             if not await self._client.set(key, self._token, nx=True, px=self._lease_ms):
-                holder: bytes = await self._client.get(key) or b"?"
-                # It may be ours from before, when this process takes the sale up anew.
-                if holder != self._token or not await self._client.pexpire(key, self._lease_ms):
+                holder = await self._replace(key)
+                if holder is not None:
                     return holder
         self._valid_until = asked_at + self._lease_ms / 1000
+        return None
+
+    async def _replace(self, key: str) -> bytes | None:
+        """Takes the lease from this process' own journal before, whose commands may still be under
+        way; None, or who has it."""
+        from redis.exceptions import WatchError
+
+        async with self._client.pipeline(transaction=True) as pipe:
+            await pipe.watch(key)
+            holder: bytes = await pipe.get(key) or b"?"
+            process = self._token.partition(b"#")[0]
+            if holder.partition(b"#")[0] != process:
+                return holder
+            pipe.multi()
+            pipe.set(key, self._token, px=self._lease_ms)
+            try:
+                await pipe.execute()
+            except WatchError:
+                return holder
         return None
 
     async def marks(self) -> dict[bytes, int]:

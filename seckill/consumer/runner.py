@@ -68,6 +68,7 @@ class Runner:
         self._after_trim = after_trim
         self._lease_ms = lease_ms
         self._token = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(8)}".encode()
+        self._journals = 0
         self._stopping = asyncio.Event()
         self.deliveries: dict[str, Delivery] = {}
         """The sales that are this process's now."""
@@ -173,7 +174,9 @@ class Runner:
 
     async def _deliver(self, sale: str, client: Any) -> str | None:
         """Delivers until the end; or says who has the lease. None as well when there is no sale."""
-        journal = Journal(client, sale, self._group, self._token, lease_ms=self._lease_ms)
+        self._journals += 1
+        token = b"%b#%d" % (self._token, self._journals)
+        journal = Journal(client, sale, self._group, token, lease_ms=self._lease_ms)
         async with self._office.starts:
             async with asyncio.timeout(servers.CONNECT_SECONDS):
                 key = shard_keys(sale)[0]

@@ -160,7 +160,9 @@ class _Rebuild:
         # Before the ledger is told, so that of two at the same time it is not told of the one by
         # whom Redis does not go.
         await self._run("rebuild_begin", self._real)
-        made = f"{self._token}:{await self._engine.now_ms()}"
+        # Later than the one in whose place it comes, by whichever clock.
+        before_ms = int(self._known.made.rpartition(":")[2] or 0)
+        made = f"{self._token}:{max(await self._engine.now_ms(), before_ms + 1)}"
         await self._claim(made)
         # Read after that: whoever writes to the ledger checks whose sale it is in the same step.
         row, extent = await self._ledger.sale(self._sale), await self._extent()

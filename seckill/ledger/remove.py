@@ -239,7 +239,7 @@ class _Removal:
             await self._mark(int(time.time() * 1000))
         with servers.our_errors():
             keys = await self._client.unlink(*await self._all_keys())
-            await self._client.set(removed_key(self._sale), self._row["made"], px=REMEMBERED_MS)
+            await self._remember(self._row["made"])
             await self._list.srem(SALES_KEY, self._sale)
         return Removed(self._sale, last, int(keys), str(archive or ""))
 
@@ -261,12 +261,12 @@ class _Removal:
                 if await self._header() == header:
                     pipe.multi()
                     pipe.execute_command("UNLINK", *keys)
-                    pipe.set(removed_key(self._sale), header.made, px=REMEMBERED_MS)
                     try:
-                        unlinked, _ = await pipe.execute()
+                        [unlinked] = await pipe.execute()
                     except WatchError:
                         pass
                     else:
+                        await self._remember(header.made)
                         # A listed sale that does not exist is harmless.
                         await self._list.srem(SALES_KEY, self._sale)
                         return int(unlinked)
@@ -274,6 +274,16 @@ class _Removal:
             return 0  # Somebody else has removed it at the same time.
         await self._mark(0)
         raise self._refusal("something has just happened in it; try again")
+
+    async def _remember(self, made: str) -> None:
+        """Says that this one was removed; after that, because of one that is there it must not be
+        said, and because a full server has room then."""
+        from redis.exceptions import OutOfMemoryError
+
+        try:
+            await self._client.set(removed_key(self._sale), made, px=REMEMBERED_MS)
+        except OutOfMemoryError:
+            _log.warning("sale %s: Redis is too full to note that it was removed", self._sale)
 
     async def _all_keys(self) -> list[str]:
         """Every key that there may be of the sale."""

@@ -324,6 +324,24 @@ async def test_who_has_lost_the_lease_writes_nothing(
     assert not client.exists(keys.lease)
 
 
+async def test_what_a_process_sent_before_it_began_anew_takes_nothing(
+    aclient: Any, client: redis.Redis, open_sale: MakeSale
+) -> None:
+    """It may still be under way, and what it took nobody would see."""
+    sale = (await open_sale()).id
+    client.xgroup_create(stream_key(sale), GROUP, id="0")
+    before, now = (Journal(aclient, sale, GROUP, b"1#%d" % n, lease_ms=60_000) for n in (1, 2))
+    other = Journal(aclient, sale, GROUP, b"2#1", lease_ms=60_000)
+    assert await before.acquire() is None
+    assert await now.acquire() is None
+    assert await other.acquire() == b"1#2"
+    with pytest.raises(LeaseLost):
+        await before.take(aclient, 0, b">", 10)
+    taken = await now.take(aclient, 0, b">", 10)
+    assert [len(fields or ()) for _, fields in taken.entries] == [2, 2]
+    assert taken.entries[-1][0] == taken.last_id
+
+
 async def test_nothing_is_written_for_a_sale_that_is_gone(
     aclient: Any, client: redis.Redis, open_sale: MakeSale
 ) -> None:

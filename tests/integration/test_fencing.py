@@ -166,7 +166,7 @@ async def test_a_sale_that_was_made_anew_is_not_taken_for_a_loss(disk: Disk) -> 
         assert (await other.snapshot(sale.id)).orders == 2
 
 
-@pytest.mark.parametrize("way", ["buys", "asks"])
+@pytest.mark.parametrize("way", ["buys", "asks", "looks", "creates"])
 async def test_who_was_cut_off_is_believed_when_it_comes_back(
     disk: Disk, way: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -189,6 +189,10 @@ async def test_who_was_cut_off_is_believed_when_it_comes_back(
                 # There was one to wait for, and the log says that it is over.
                 assert any("is trusted now, after" in said for said in caplog.messages)
                 link.heal()
+                if way == "looks":
+                    await cut.snapshot(sale.id)
+                if way == "creates":
+                    assert (await cut.create(sale)).status is Status.EXISTS
                 if way == "asks":
                     # For one that is there: it is not sold on all the same.
                     assert (await cut.order(sale.id, first.order.id)) == first.order
@@ -239,6 +243,15 @@ async def test_who_knew_the_sale_does_not_make_it_anew_on_a_wiped_server(disk: D
         assert (await buy(engine, sale, "2")).status is Status.FENCED
 
 
+async def test_nor_does_who_has_only_made_it(disk: Disk) -> None:
+    """It has told somebody that the sale is open, and knows what it was."""
+    async with engine_on(disk) as engine:
+        sale = await open_sale(engine)
+        await disk.wipe()
+        assert (await engine.create(sale)).status is Status.EXISTS
+        assert (await buy(engine, sale, "2")).status is Status.FENCED
+
+
 async def test_a_sale_that_was_removed_is_not_taken_for_a_loss(disk: Disk, tmp_path: Path) -> None:
     """Nor by an engine that hears of it only from the next server, nor made anew."""
     async with engine_on(disk) as engine, Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
@@ -280,3 +293,24 @@ async def test_a_rebuild_brings_it_back(disk: Disk, tmp_path: Path) -> None:
         last = await asyncio.gather(*(buy(engine, sale, f"late-{n}") for n in range(UNITS)))
         assert sum(outcome.ok for outcome in last) == UNITS - 8
         assert (await verify(engine, sale.id, ledger=ledger)).ok
+
+
+async def test_who_has_only_read_is_content_with_a_rebuild(disk: Disk, tmp_path: Path) -> None:
+    """It takes no orders, so nobody tells it of another sale's making but what it reads."""
+    async with engine_on(disk) as engine, Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        sale = await open_sale(engine)
+        order = (await buy(engine, sale, "1")).order
+        assert order is not None
+        await disk.keep()
+        assert (await buy(engine, sale, "2")).ok
+        async with engine_on(disk) as reader:
+            assert await reader.order(sale.id, order.id) == order
+            reader._roll._ticker.cancel()  # type: ignore[union-attr]
+            await LedgerRunner(engine, ledger, once=True).run()
+            await disk.go_back()
+            assert (await buy(engine, sale, "late")).status is Status.FENCED
+            await rebuild(engine, ledger, sale.id)
+            assert (await engine.resume(sale.id)).ok
+            assert (await reader.order(sale.id, order.id)) is not None
+            assert (await buy(engine, sale, "3")).status is Status.CREATED
+            assert (await reader.snapshot(sale.id)).state == "open"

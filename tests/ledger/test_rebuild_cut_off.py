@@ -90,7 +90,7 @@ async def test_a_rebuild_that_is_killed_anywhere_is_begun_anew(
         assert (await engine.snapshot(sale.id)).state == "fenced"
     assert killed > 3
     assert picture(client, sale.id) == before
-    assert not client.keys("*rebuild*")
+    assert not client.keys(f"sk:{{{sale.id}:*rebuild*")
     assert (await engine.resume(sale.id)).ok
 
 

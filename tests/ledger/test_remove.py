@@ -218,6 +218,17 @@ async def test_a_sale_that_was_rebuilt_goes_too(shop: Shop) -> None:
     assert (await make_report(shop.ledger, shop.sale.id)).missing_events == 0
 
 
+async def test_a_full_server_gets_room(shop: Shop) -> None:
+    await shop.close()
+    shop.client.config_set("maxmemory", 1)
+    try:
+        assert (await remove(shop.engine, shop.ledger, shop.sale.id)).keys
+    finally:
+        shop.client.config_set("maxmemory", 0)
+    assert shop.keys() == []
+    assert not shop.listed
+
+
 @pytest.mark.parametrize("taken", [False, True], ids=["unread", "pending"])
 async def test_what_another_group_has_not_read_stays(shop: Shop, taken: bool) -> None:
     await shop.close()

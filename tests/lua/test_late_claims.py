@@ -121,3 +121,15 @@ def test_what_was_told_since_a_rebuild_counts_under_the_old_name_too(sale: Crew)
         Status.FENCED,
         "behind: this server ends at event 1000000, events up to 1000001 are known",
     )
+
+
+def test_a_sale_of_old_that_was_rebuilt_does_not_pass_for_a_later_one(sale: Crew) -> None:
+    sale.set_header(founded_seq=1_000_000, seq=1_000_000)
+    before = sale.picture()
+    make_anew(sale, "first")
+    (a,) = sale.crew("a")
+    assert a.seq < 1_000_000
+    sale.restart("second", before)
+    called = a.call()
+    assert called.status is Status.FENCED
+    assert called.why.startswith("made anew: ")

@@ -410,7 +410,7 @@ def test_claims_are_dropped_with_the_sale_that_they_were_for(sale: Crew) -> None
     # Fenced by the ledger meanwhile, and rebuilt on this server.
     sale.set_header(state="fenced")
     assert b.call().status is Status.FENCED
-    made = f"second:{sale.now_ms}"
+    made = f"second:{sale.now_ms + 1}"
     sale.set_header(state="open", server="second", made=made, seq=1_000_000, founded_seq=1_000_000)
     assert a.call()[:3] == (Status.DONE, 1_000_000, made)
     assert {a.name, b.name, "last_beat"} == sale.members().keys()

@@ -43,4 +43,4 @@ async def test_a_socket_through_nginx(
             await ending
         async with site.session.get(url, headers=headers) as response:
             assert response.status == 503
-            assert (await response.json(content_type=None))["code"] == "unavailable"
+            assert (await response.json(content_type=None))["code"] == "outcome_unknown"

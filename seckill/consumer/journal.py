@@ -50,7 +50,8 @@ class Mark(NamedTuple):
 
 
 class Taken(NamedTuple):
-    """What was read of the stream: entries by id, and the id of the last one that is in it."""
+    """What was read of the stream: entries by id; and the id of the last one that is in it, empty
+    where there may be more to read at once."""
 
     entries: list[tuple[bytes, list[bytes] | None]]
     last_id: bytes

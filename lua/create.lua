@@ -32,7 +32,8 @@ if redis.call('EXISTS', KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6], KEYS[7]) > 
   return { STATUS.CONFLICT, now_ms }
 end
 redis.call('HSET', KEYS[1], 'format', FORMAT, 'state', 'created', 'reason', '', 'seq', 0,
-  'last_ms', now_ms, 'definition_id', definition_id, 'definition', definition, 'server', run_id,
+  'last_ms', now_ms, 'definition_id', definition_id, 'definition', definition,
+  'server', name_server(run_id, 0),
   'origin_ms', ARGV[5], 'opens_ms', ARGV[5], 'ends_ms', ARGV[6], 'hold_ms', ARGV[7],
   'pay_ms', ARGV[8], 'limit_per_order', ARGV[9], 'limit_per_buyer', ARGV[10],
   'max_lapsed', ARGV[11], 'clock_jump_ms', ARGV[12], 'made', run_id .. ':' .. now_ms)

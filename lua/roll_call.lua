@@ -15,9 +15,9 @@ ARGV     [1] caller  [2] engine id, 16 hex digits  [3] made, as it was told, emp
          ms, of which a quarter counts at most between two calls  [6] who is silent for so many ms is of
          the crew no more  [7] 'engine', or 'ledger' for who speaks for the ledger  [8] 1 if the sale has a
          ledger that must claim  [9] the highest beat that it was told, 0 for none  [10] what the engine has seen of
-         patience's clock, ms (lib/sale)  [11] run_id of the server that told that seq, empty: nobody knows
-Returns  {status, seq, made, beat, why}: seq, made and beat are what the caller is told hereby, with DONE
-         alone; why is the reason of a fenced sale, or what is waited for
+         patience's clock, ms (lib/sale)  [11] name of the server (lib/sale) that told that seq, empty: nobody knows
+Returns  {status, seq, made, beat, why, server}: seq, made, beat and the name of this server are what the
+         caller is told hereby, with DONE alone; why is the reason of a fenced sale, or what is waited for
 Events   none
 
 Without a run_id in [1] every server is the one that was trusted, and the claim alone is looked at.
@@ -34,19 +34,21 @@ local needs_ledger, told_beat, passed_ms = ARGV[8] == '1', tonumber(ARGV[9]), to
 local teller = ARGV[11]
 
 local format, run_id = read_caller(caller)
+run_id = read_server(run_id)
 local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'made', 'server', 'reason', 'passed_ms',
   'servers', 'founded_seq')
 local fields, removed = redis.call('HGETALL', KEYS[8]), redis.call('GET', KEYS[9])
 if format ~= FORMAT or (h[1] and tonumber(h[1]) ~= FORMAT) then
-  return { STATUS.UPGRADE_NEEDED, 0, '', 0, '' }
+  return { STATUS.UPGRADE_NEEDED, 0, '', 0, '', '' }
 end
 if not h[1] then
   local is_missed = told_seq > 0 and (told_made == '' or told_made ~= removed)
-  return { is_missed and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE, 0, '', 0, 'the sale is not there' }
+  return { is_missed and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE, 0, '', 0, 'the sale is not there', '' }
 end
-local seq, made, is_new = tonumber(h[3]), h[4] or '', run_id ~= '' and run_id ~= h[5]
-local servers = h[8] or ''
-if h[2] == 'fenced' then return { STATUS.FENCED, 0, '', 0, h[6] or '' } end
+local seq, made, server, servers = tonumber(h[3]), h[4] or '', h[5] or '', h[8] or ''
+local trusted_run_id, trusted_before = read_server(server)
+local is_new = run_id ~= '' and run_id ~= trusted_run_id
+if h[2] == 'fenced' then return { STATUS.FENCED, 0, '', 0, h[6] or '', '' } end
 
 -- Whether another sale under this id, of which somebody was told, is gone for good, and this one has its
 -- place by right: a rebuild came after that event, or the sale was removed, or this one was made later on the
@@ -59,8 +61,8 @@ local function is_gone()
   if not made_ms or not told_made_ms then return false end
   local is_later = tonumber(told_made_ms) < tonumber(made_ms)
   if founded_seq then return is_later and told_seq < founded_seq end
-  if teller == '' or teller == run_id then return not is_new or is_later end
-  return teller == made_by and is_later
+  if teller == '' or teller == server then return not is_new or is_later end
+  return read_server(teller) == made_by and is_later
 end
 
 if told_made ~= '' and told_made ~= made then
@@ -76,7 +78,7 @@ if told_made ~= '' and told_made ~= made then
   why = 'made anew: this is not the sale that is known under its id'
 elseif told_seq > seq then
   why = string.format('behind: this server ends at event %d, events up to %d are known', seq, told_seq)
-elseif teller ~= '' and teller ~= run_id and teller ~= h[5] then
+elseif teller ~= '' and teller ~= server and teller ~= trusted_run_id then
   -- What one did that nobody here knows can't be judged any better than if it had come to this roll call,
   -- or to the last.
   local kept, last = kept_of(teller, servers)
@@ -89,7 +91,7 @@ end
 if why then
   write_even_when_full()
   fence_sale(h[2], why)
-  return { STATUS.FENCED, 0, '', 0, why }
+  return { STATUS.FENCED, 0, '', 0, why, '' }
 end
 
 -- The crew's fields: engine id → when it was last seen, ms; and those with a "_" or ":" in their names:
@@ -134,7 +136,7 @@ end
 
 if not is_new then
   -- Who speaks for the ledger is told nothing that the ledger has not, and need not be missed.
-  if is_ledger then return { STATUS.DONE, seq, made, beat, '' } end
+  if is_ledger then return { STATUS.DONE, seq, made, beat, '', server } end
   beat = beat + 1
   note('last_beat', beat)
   crew[engine] = nil
@@ -149,7 +151,7 @@ if not is_new then
   end
   for _, name in ipairs(round) do gone[#gone + 1] = name end
   write_crew()
-  return { STATUS.DONE, seq, made, beat, '' }
+  return { STATUS.DONE, seq, made, beat, '', server }
 end
 
 if state.claims_of ~= run_id then
@@ -182,7 +184,7 @@ if not is_complete and not is_over then
   write_crew()
   why = string.format('%d of %d engines have answered', members - missing, members)
   if ledger_misses then why = why .. ', and the ledger has not' end
-  return { STATUS.NEW_SERVER, 0, '', 0, why }
+  return { STATUS.NEW_SERVER, 0, '', 0, why, '' }
 end
 
 -- The new crew is who has claimed, and who has not is taken for dead.
@@ -198,7 +200,8 @@ write_crew()
 local SERVERS_MAX = 16
 local trusted = {}
 for one in string.gmatch(servers, '%S+') do trusted[#trusted + 1] = one end
-if (h[5] or '') ~= '' then trusted[#trusted + 1] = string.format('%s:%d', h[5], seq) end
+if server ~= '' then trusted[#trusted + 1] = string.format('%s:%d', server, seq) end
+server = name_server(run_id, trusted_before + 1)
 servers = table.concat(trusted, ' ', math.max(1, #trusted - SERVERS_MAX + 1))
-redis.call('HSET', KEYS[1], 'server', run_id, 'servers', servers)
-return { STATUS.DONE, seq, made, beat, '' }
+redis.call('HSET', KEYS[1], 'server', server, 'servers', servers)
+return { STATUS.DONE, seq, made, beat, '', server }

@@ -192,10 +192,10 @@ class Calls:
         errand.hear(seen_now)
         return reply, seen_now[0]
 
-    async def run_anywhere(self, verb: str, keys: tuple[str, ...], *args: Any) -> tuple[Any, str]:
-        """``run`` for what is asked of a server that nobody trusts yet, and its run_id."""
+    async def run_anywhere(self, verb: str, keys: tuple[str, ...], *args: Any) -> Any:
+        """``run`` for what is asked of a server that nobody trusts yet."""
         errand = Errand(self.home(keys[0]), ((keys, *args),), script(verb), trusting=True)
-        return (await self.attempt(errand))[0], errand.run_id
+        return (await self.attempt(errand))[0]
 
     async def read_on_sale(self, keys: tuple[str, ...], *command: Any) -> tuple[Any, Any]:
         """The same for one command. Raises OutcomeUnknown, too, when nothing is found of a sale

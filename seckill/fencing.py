@@ -24,7 +24,16 @@ if TYPE_CHECKING:
     from seckill.calls import Calls
     from seckill.sale import Sale
 
-__all__ = ["CLOCK_JUMP_MS", "LOST", "Greeting", "NewServer", "Told", "fence_sale"]
+__all__ = [
+    "CLOCK_JUMP_MS",
+    "LOST",
+    "Greeting",
+    "NewServer",
+    "Told",
+    "fence_sale",
+    "name_of",
+    "run_id_of",
+]
 
 CLOCK_JUMP_MS: Final = 600_000
 """How far a sale's clock may step forward while units are held, see lua/lib/sale.lua."""
@@ -34,34 +43,51 @@ _UNTIL: Final = re.compile(r"(\S+):(\d+)")
 _RUN_ID: Final = re.compile(rb"^run_id:([0-9a-f]{40})\r?$", re.MULTILINE)
 
 
+def name_of(run_id: str) -> str:
+    """The name of the first server that a sale is trusted to, see lua/lib/sale.lua."""
+    return f"{run_id}.0" if run_id else ""
+
+
+def run_id_of(server: str) -> str:
+    """The run_id in the name of a server, see lua/lib/sale.lua."""
+    return server.partition(".")[0]
+
+
 class Told:
     """The highest seq of a sale that this engine was told of, with what was answered to anybody;
-    the run_id of the server that told it; and what tells the sale from others under its id."""
+    the name of the server that told it, and of the last one that is known to be trusted, as in
+    lua/lib/sale.lua; and what tells the sale from others under its id."""
 
-    __slots__ = ("made", "run_id", "seq")
+    __slots__ = ("made", "seq", "server", "teller")
 
     def __init__(self) -> None:
         self.seq = 0
-        self.run_id = ""
+        self.teller = ""
+        self.server = ""
         self.made = ""
 
-    def note(self, seq: int, run_id: str) -> None:
+    def called(self, run_id: str) -> str:
+        """The name under which that server is trusted; its run_id if that is not known."""
+        return self.server if run_id_of(self.server) == run_id else run_id
+
+    def note(self, seq: int, server: str) -> None:
         """Somebody is about to be told of what happened up to this event."""
-        if seq > self.seq or (seq == self.seq and run_id):
+        if seq > self.seq or (seq == self.seq and server):
             self.seq = seq
-            self.run_id = run_id
+            self.teller = server
 
-    def vouch(self, seq: int, run_id: str) -> None:
-        """This server has all up to this event that somebody here was told."""
+    def vouch(self, seq: int, server: str) -> None:
+        """This server is trusted, and has all up to this event that somebody here was told."""
+        self.server = server
         if seq == self.seq:
-            self.run_id = run_id
+            self.teller = server
 
-    def is_missed_by(self, run_id: str, seq: int, servers: str) -> bool:
+    def is_missed_by(self, server: str, seq: int, servers: str) -> bool:
         """Whether a server that is trusted, and ends at ``seq``, lacks some of it. ``servers`` are
         those before it, as in lua/lib/sale.lua."""
-        if run_id and self.run_id not in ("", run_id):
+        if server and self.teller not in ("", server):
             until = {name: int(kept) for name, kept in _UNTIL.findall(servers)}
-            seq = min(seq, until.get(self.run_id, 0))
+            seq = min(seq, until.get(self.teller, 0))
         return self.seq > seq
 
     def forget(self, made: str = "") -> None:
@@ -134,10 +160,9 @@ class Greeting:
 
     def words(self, told: Told) -> str:
         """How a caller of a script introduces itself, see lua/lib/sale.lua."""
-        words = f"{FORMAT} {self.run_id} {told.seq}"
-        if not self.run_id or told.run_id in ("", self.run_id):
-            return words
-        return f"{words} {told.run_id}"
+        server = told.called(self.run_id)
+        words = f"{FORMAT} {server} {told.seq}"
+        return words if not server or told.teller in ("", server) else f"{words} {told.teller}"
 
     async def _ask(self, connection: AbstractConnection) -> None:
         from redis.exceptions import ResponseError

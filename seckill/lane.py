@@ -434,7 +434,7 @@ class _Slot:
         extras = lane._work.extras
         if extras and not any(columns[-1]):
             columns = columns[:-extras]
-        words = self._greeting.words(home.told)
+        words, server = self._greeting.words(home.told), home.told.called(self._greeting.run_id)
         call = (*lane._keys, words, lane._definition_id, _pack(columns))
         # After a batch that has written the next one is expected to.
         settled = partial(
@@ -455,7 +455,7 @@ class _Slot:
         if home.replicas:
             self._writes = lane._work.has_written(reply[2])
         if reply[3]:
-            home.told.note(reply[3], self._greeting.run_id)
+            home.told.note(reply[3], server)
         return reply  # type: ignore[no-any-return]
 
     async def drop(self) -> None:

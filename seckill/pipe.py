@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from seckill.errors import EngineClosed, OutcomeUnknown
-from seckill.fencing import Greeting, NewServer
+from seckill.fencing import Greeting, NewServer, run_id_of
 from seckill.redis import Command, is_transient
 from seckill.scripts import Script
 from seckill.settling import ask_settled
@@ -96,25 +96,27 @@ class Errand:
         _, seq, server, state, _, servers = replies[-1]
         if state == b"fenced":
             return False  # That has been found out, and what is missing there is said to be.
-        is_other = server is not None and self.run_id not in ("", server.decode())
-        before = (servers or b"").decode()
-        return is_other or self.home.told.is_missed_by(self.run_id, int(seq or 0), before)
+        name, before = (server or b"").decode(), (servers or b"").decode()
+        is_other = server is not None and self.run_id not in ("", run_id_of(name))
+        return is_other or self.home.told.is_missed_by(name, int(seq or 0), before)
 
     def hear(self, seen: list[Any]) -> None:
         """The caller is told what a server said that is trusted; ``seen`` stood behind it. What
         only looks at a sale is answered by any server: one that lacks what was told before is asked
         in a roll call, and what it says now does not make that forgotten."""
         _, seq, server, state, made, servers = seen
-        if server is None or self.run_id not in ("", server.decode()) or state == b"fenced":
+        name = (server or b"").decode()
+        if server is None or self.run_id not in ("", run_id_of(name)) or state == b"fenced":
             return
         told = self.home.told
-        if told.is_missed_by(self.run_id, int(seq), (servers or b"").decode()):
+        if told.is_missed_by(name, int(seq), (servers or b"").decode()):
             self.home.met_new_server()
             return
         if made is not None and made.decode() != told.made:
             # Nothing is missing, so it has taken the other one's place by right.
             told.forget(made.decode())
-        told.note(int(seq), self.run_id)
+        told.server = name
+        told.note(int(seq), name)
 
     def is_fenced(self, replies: list[Any]) -> bool:
         """Whether a script did nothing because its sale is fenced."""

@@ -20,7 +20,7 @@ import msgspec
 
 from seckill.calls import Calls
 from seckill.errors import SeckillError
-from seckill.fencing import fence_sale
+from seckill.fencing import fence_sale, run_id_of
 from seckill.keys import LEDGER_MARK, crew_key, removed_key, shard_keys
 from seckill.status import Status
 
@@ -47,14 +47,14 @@ _HEADER: Final = re.compile(r"sk:\{(.+):0\}:sale")
 class Answer(msgspec.Struct, frozen=True):
     """What a roll call came to: DONE when this server is trusted, NEW_SERVER when somebody has not
     answered yet, FENCED, UNKNOWN_SALE or UPGRADE_NEEDED. ``why`` is what is missing, or wrong;
-    ``run_id`` is that of the server that says so."""
+    ``server`` is the name of one that is trusted."""
 
     status: Status
     seq: int
     made: str
     beat: int
     why: str
-    run_id: str = ""
+    server: str = ""
 
 
 async def call_roll(
@@ -71,13 +71,13 @@ async def call_roll(
     wait_ms: int = WAIT_MS,
     passed_ms: int = 0,
 ) -> Answer:
-    """Answers to one's name, once; ``teller`` is the run_id of who told ``seq``. Raises what
+    """Answers to one's name, once; ``teller`` is the name of who told ``seq``. Raises what
     Calls.run raises."""
     keys = (*shard_keys(sale), crew_key(sale), removed_key(sale))
     options = (wait_ms, LAPSE_MS, role, int(needs_ledger), beat, passed_ms, teller)
-    reply, run_id = await calls.run_anywhere("roll_call", keys, name, made, seq, *options)
-    status, seq, made_here, beat, why = reply
-    return Answer(Status(status), seq, made_here.decode(), beat, why.decode(), run_id)
+    reply = await calls.run_anywhere("roll_call", keys, name, made, seq, *options)
+    status, seq, made_here, beat, why, server = reply
+    return Answer(Status(status), seq, made_here.decode(), beat, why.decode(), server.decode())
 
 
 class _Known:
@@ -142,7 +142,7 @@ class RollCall:
             self._name,
             made=told.made,
             seq=seq,
-            teller=told.run_id if seq else "",
+            teller=told.teller if seq else "",
             needs_ledger=await self._has_ledger(),
             beat=known.beat,
             wait_ms=WAIT_MS if self._waits else 0,
@@ -156,7 +156,7 @@ class RollCall:
             if answer.made != told.made or (shard is not None and shard.made != answer.made):
                 # Another sale under the same id.
                 await self._begin_anew(sale, answer.made)
-            told.vouch(seq, answer.run_id)
+            told.vouch(seq, answer.server)
         elif answer.status is Status.UNKNOWN_SALE and seq:
             await self._begin_anew(sale)  # It was removed.
         elif answer.status is Status.FENCED and not known.is_fenced:
@@ -210,7 +210,7 @@ class RollCall:
         key, shard = shard_keys(sale)[0], self._shards().get(sale)
         definition = shard.sale if shard is not None else self.created.get(sale)
         told = self._calls.home(key).told
-        if await self._calls.run_id(key) == told.run_id:
+        if await self._calls.run_id(key) == run_id_of(told.teller):
             # The server that told of it is still the same, so somebody has removed the sale.
             await self._begin_anew(sale)
             return Answer(Status.UNKNOWN_SALE, 0, "", 0, "")

@@ -283,11 +283,13 @@ class Shard:
 async def read_shard(sale: str, calls: Calls, options: ShardOptions) -> Shard:
     """A sale as it is now. Raises UnknownSale."""
     key = shard_keys(sale)[0]
-    definition, origin_ms, made = await calls.attempt(
-        lambda: calls.client_of(key).hmget(key, "definition", "origin_ms", "made")
+    definition, origin_ms, made, server = await calls.attempt(
+        lambda: calls.client_of(key).hmget(key, "definition", "origin_ms", "made", "server")
     )
     if definition is None:
         raise UnknownSale(sale)
+    # Whether it is trusted under this name, the first call of a script will find.
+    calls.home(key).told.server = (server or b"").decode()
     sold = Sale.from_definition(definition)
     return Shard(sold, int(origin_ms), calls, options, made=(made or b"").decode())
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from seckill.errors import ScriptFailed
+from seckill.fencing import run_id_of
 from seckill.keys import shard_keys
 from seckill.sale import Sale
 
@@ -31,6 +32,7 @@ class Snapshot(msgspec.Struct, frozen=True):
 
     ``state`` is created, open, paused, closed, settled or fenced (the server has lost a part of
     it); ``reason`` says why it is paused or fenced. A fenced sale may have no stock: it reads as 0.
+    ``server`` is the run_id of the server that is trusted with it, empty where it tells none.
     ``orders`` counts every order ever accepted, ``buyers`` who made them; ``holds_queue`` and
     ``paying_queue`` are entries still to be swept, of which some may have moved on.
     """
@@ -101,7 +103,7 @@ def _snapshot(
         paying_queue=int(reply[7]),
         entries=int(reply[8]),
         format=int(header["format"]),
-        server=header["server"],
+        server=run_id_of(header["server"]),
     )
 
 

@@ -2,25 +2,37 @@
 
 local FORMAT = 1
 
--- What every call says first (ARGV[1], `caller`), with spaces between: the script format; the run_id of
--- the server, as the caller's connection learned it (empty: it does not tell); the highest seq of this
--- sale that the caller's engine was ever told; and the run_id of who told it, if that was another server.
--- The format alone asks nothing of the server.
+-- What every call says first (ARGV[1], `caller`), with spaces between: the script format; the name of the
+-- server (empty: it does not tell), or as long as the caller knows no more, the run_id that its connection
+-- learned; the highest seq of this sale that the caller's engine was ever told; and the name of who told it,
+-- if that was another server. The format alone asks nothing of the server.
+-- A server's name is "<run_id>.<how many were trusted with the sale before it>": one that is trusted for a
+-- second time, without a restart in between, has another name then. Empty for one that tells no run_id.
 -- Returns the four, '' and 0 for what is not said, or nil first for words of another format.
 local function read_caller(caller)
-  local format, run_id, known_seq, teller = string.match(caller, '^(%d+) ?(%S*) ?(%d*)$')
-  if not format then format, run_id, known_seq, teller = string.match(caller, '^(%d+) (%S+) (%d+) (%S+)$') end
-  return tonumber(format), run_id or '', tonumber(known_seq) or 0, teller or ''
+  local format, server, known_seq, teller = string.match(caller, '^(%d+) ?(%S*) ?(%d*)$')
+  if not format then format, server, known_seq, teller = string.match(caller, '^(%d+) (%S+) (%d+) (%S+)$') end
+  return tonumber(format), server or '', tonumber(known_seq) or 0, teller or ''
+end
+
+-- The run_id in a server's name, and how many were trusted before it.
+local function read_server(name)
+  local run_id, before = string.match(name, '^(.*)%.(%d+)$')
+  return run_id or name, tonumber(before) or 0
+end
+
+local function name_server(run_id, before)
+  return run_id ~= '' and string.format('%s.%d', run_id, before) or ''
 end
 
 -- How far that server's part of the sale's history is here, nil for a server that is not known to have had
 -- one; and the same of the last before this one. `servers` are those that were trusted with the sale, one
--- after the other, each with the seq at which the next took over.
+-- after the other, each with the seq at which the next took over. Who knew no name has told of a run_id.
 local function kept_of(teller, servers)
   local kept, last = nil, 0
   for name, until_seq in string.gmatch(servers, '(%S+):(%d+)') do
     last = tonumber(until_seq)
-    if name == teller then kept = last end
+    if name == teller or read_server(name) == teller then kept = last end
   end
   return kept, last
 end
@@ -44,7 +56,7 @@ local function read_sale(caller, looks)
   local h = redis.call('HMGET', KEYS[1], 'format', 'state', 'seq', 'last_ms', 'origin_ms',
     'opens_ms', 'ends_ms', 'hold_ms', 'pay_ms', 'limit_per_order', 'limit_per_buyer', 'max_lapsed',
     'clock_jump_ms', 'definition_id', 'reason', 'spared_ms', 'queue', 'server', 'passed_ms')
-  local format, run_id, known_seq, teller = read_caller(caller)
+  local format, server, known_seq, teller = read_caller(caller)
   if not h[1] then
     return nil, known_seq > 0 and not looks and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE
   end
@@ -52,7 +64,11 @@ local function read_sale(caller, looks)
   local seq = tonumber(h[3])
   if not looks then
     if h[2] == 'fenced' then return nil, STATUS.FENCED end
-    if known_seq > seq or (run_id ~= '' and run_id ~= h[18]) then return nil, STATUS.NEW_SERVER end
+    if known_seq > seq then return nil, STATUS.NEW_SERVER end
+    -- Whoever was told something must also know under which name.
+    if server ~= '' and server ~= h[18] and (known_seq > 0 or server ~= read_server(h[18])) then
+      return nil, STATUS.NEW_SERVER
+    end
     if teller ~= '' then
       local kept = kept_of(teller, redis.call('HGET', KEYS[1], 'servers') or '')
       if known_seq > (kept or 0) then return nil, STATUS.NEW_SERVER end

@@ -15,6 +15,7 @@ from seckill.doctor.admission import QueueReading, check_admission
 from seckill.doctor.finding import Finding, green, red, yellow
 from seckill.doctor.readings import Reading
 from seckill.errors import InvalidInput
+from seckill.fencing import run_id_of
 from seckill.keys import NAMES, shard_keys
 from seckill.sale import Sale
 from seckill.scripts import FORMAT
@@ -294,7 +295,7 @@ def _home(sale: SaleReading, reading: Reading) -> Finding:
     run_id = reading.info.get("run_id")
     if not run_id or not sale.header.get("server"):
         return yellow("home", "the server does not tell its run_id", "ask its operator")
-    if sale.header["server"] == run_id:
+    if run_id_of(sale.header["server"]) == run_id:
         return green("home", "the server that it was sold on last")
     created_ms = int(sale.oldest.partition("-")[0] or 0)
     started_ms = sale.now_ms - int(reading.info.get("uptime_in_seconds", 0)) * 1_000

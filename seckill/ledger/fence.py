@@ -23,7 +23,7 @@ from seckill.errors import (
     RedisUnavailable,
     UnknownSale,
 )
-from seckill.fencing import fence_sale
+from seckill.fencing import fence_sale, run_id_of
 from seckill.keys import shard_keys, stream_key
 from seckill.ledger.database import our_errors
 from seckill.ledger.ledger import Ledger
@@ -66,7 +66,7 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
     await own(engine, ledger)
     rows = await _rows(ledger)
     fenced: list[Fenced] = []
-    run_ids: dict[str, bytes] = {}
+    run_ids: dict[str, str] = {}
     lagging: list[str] = []
     for row, (header, entries) in zip(rows, await _looks(engine, rows), strict=True):
         try:
@@ -135,15 +135,15 @@ async def _kept_seq(
 
 
 async def _claim_if_new(
-    engine: Engine, row: dict[str, Any], trusted: bytes | None, run_ids: dict[str, bytes]
+    engine: Engine, row: dict[str, Any], trusted: bytes | None, run_ids: dict[str, str]
 ) -> Fenced | None:
     """Says in the roll call of a server that is new what the ledger has of a sale. ``run_ids`` are
     those of the servers that were asked already."""
     key = shard_keys(row["sale"])[0]
     server = engine._calls.servers.address(key)
     if server not in run_ids:
-        run_ids[server] = (await engine._calls.run_id(key)).encode()
-    if run_ids[server] in (b"", trusted):
+        run_ids[server] = await engine._calls.run_id(key)
+    if run_ids[server] in ("", run_id_of((trusted or b"").decode())):
         return None
     seq = max(row["last"], row["seen_seq"])
     answer = await call_roll(

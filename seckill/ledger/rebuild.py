@@ -25,7 +25,7 @@ from sqlalchemy import select, update
 
 from seckill.engine import Engine
 from seckill.errors import InvalidInput, LedgerUnavailable, SeckillError, UpgradeNeeded
-from seckill.fencing import CLOCK_JUMP_MS
+from seckill.fencing import CLOCK_JUMP_MS, name_of
 from seckill.keys import LEDGER_GROUP, NAMES, SALES, group_keys, refusals_key, shard_keys
 from seckill.ledger import strangers
 from seckill.ledger.database import our_errors
@@ -357,7 +357,7 @@ class _Rebuild:
             "made",
             made,
             "server",
-            await self._engine._calls.run_id(self._real[0]),
+            name_of(await self._engine._calls.run_id(self._real[0])),
         ]
         for name, value in (
             ("definition_id", sale.definition_id),

@@ -101,8 +101,8 @@ class Core:
 
     @property
     def caller(self) -> str:
-        """What every call says first: the format, and ``told`` (the server's run_id, the highest
-        seq, who told it if it was another) once that is set."""
+        """What every call says first: the format, and ``told`` (the server's name or run_id, the
+        highest seq, who told it if it was another) once that is set."""
         if self.told is None:
             return str(self.format)
         run_id, seq, *teller = self.told

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import redis
 
+from seckill.fencing import name_of, run_id_of
 from seckill.keys import crew_key, removed_key
 from seckill.status import Status
 from tests.lua.core import Core, Wish
@@ -45,7 +46,7 @@ class Engine:
         self.crew = crew
         self.name = name
         self.seq = self.beat = self.orders = self.passed_ms = 0
-        self.made = self.teller = ""
+        self.made = self.teller = self.server = ""
 
     def call(self, *, needs_ledger: bool = False) -> Called:
         """Answers the roll call."""
@@ -58,14 +59,16 @@ class Engine:
             if called.made != self.made:
                 self.seq = 0  # Another sale under the same id, or the first that it hears of.
             self.beat, self.made = max(self.beat, called.beat), called.made
-            self.hear(called.seq)
+            # It has been told of no event, but that this server has those that it was told of.
+            self.server = self.teller = self.crew.named
         return called
 
     def order(self) -> Status:
         """Takes one order."""
         self.orders += 1
         wish = Wish(f"{self.name}-{self.orders}", f"{self.name}-{self.orders}")
-        told = (self.crew.run_id, self.seq)
+        is_known = run_id_of(self.server) == self.crew.run_id
+        told = (self.server if is_known else self.crew.run_id, self.seq)
         self.crew.told = told if self.teller in ("", told[0]) else (*told, self.teller)
         _, _, (answer,), seq = self.crew.reserve_raw(wish)
         self.hear(seq)
@@ -74,15 +77,18 @@ class Engine:
     def hear(self, seq: int) -> None:
         """It is told of events up to this one."""
         if seq >= self.seq:
-            self.seq, self.teller = seq, self.crew.run_id
+            is_known = run_id_of(self.server) == self.crew.run_id
+            self.seq, self.teller = seq, self.server if is_known else self.crew.run_id
 
 
 class Crew(Core):
-    """A sale, the server that has it (``run_id``), and what time it is there (``now_ms``)."""
+    """A sale, the server that has it (``run_id``; ``named`` is what it was called last in an answer
+    to a roll call), and what time it is there (``now_ms``)."""
 
     def __init__(self, client: redis.Redis, sale: str = "") -> None:
         super().__init__(client, sale)
         self.run_id = "first"
+        self.named = ""
         self.clock = f"{self.keys[0]}:clock"
         self.key = crew_key(self.sale)
         self.removed = removed_key(self.sale)
@@ -108,7 +114,7 @@ class Crew(Core):
         """The sale, open, on the server that made it."""
         self.told = None
         self.begin((1_000_000, 0), clock_jump_ms=10**12, ends_ms=self.now_ms + 10**12)
-        self.set_header(server=self.run_id, made=f"{self.run_id}:{self.now_ms}")
+        self.set_header(server=name_of(self.run_id), made=f"{self.run_id}:{self.now_ms}")
         return self
 
     def engine(self, name: str) -> Engine:
@@ -126,9 +132,10 @@ class Crew(Core):
 
     def call(self, *args: Any) -> Called:
         self.told = (self.run_id, 0)
-        status, seq, made, beat, why = self._eval(
+        status, seq, made, beat, why, server = self._eval(
             "roll_call", (*self.keys, self.key, self.removed), *args
         )
+        self.named = server.decode()
         return Called(Status(status), seq, made.decode(), beat, why.decode())
 
     def ledger(self, seq: int, made: str = "") -> Called:

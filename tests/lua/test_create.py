@@ -75,7 +75,7 @@ def test_what_is_written(core: Core) -> None:
         "last_ms": last_ms,
         "definition_id": core.definition_id,
         "definition": '{"title":"x"}',
-        "server": "run",
+        "server": "run.0",
         "origin_ms": 1,
         "opens_ms": 1,
         "ends_ms": 2,

@@ -3,9 +3,12 @@
 No order is accepted on a server that misses an order which a live engine was told of, as long as
 that engine answers within the wait. It answers at least every BEAT_MS here, as engines do. Who is
 cut off for longer is not waited for; but when it comes back and misses something, the sale is
-fenced, however much was sold since. One thing stays out: a server that has lost an engine's very
-first call, and since then no call of anybody else's, can't know whom it misses. It goes on without
-it, and is fenced when it comes.
+fenced, however much was sold since.
+
+Two things stay out. A server that has lost an engine's very first call, and since then no call of
+anybody else's, can't know whom it misses: it goes on without it, and is fenced when it comes. And
+one that is given an earlier state of its own, without a restart, from a copy that nobody was
+trusted with in between, has the name under which it lost what it lost.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from seckill.fencing import name_of, run_id_of
 from seckill.status import Status
 from tests.lua.crew import LAPSE_MS, WAIT_MS, Crew, Engine, Picture
 
@@ -33,11 +37,12 @@ STEPS = (50, 250, 500)
 
 
 class Past(NamedTuple):
-    """A picture of the sale, who was of its crew then, and its beat."""
+    """A picture of the sale, who was of its crew then, its beat, and the run_id of the server."""
 
     picture: Picture
     members: frozenset[str]
     beat: int
+    run_id: str
 
 
 class Restarts(RuleBasedStateMachine):
@@ -55,6 +60,7 @@ class Restarts(RuleBasedStateMachine):
         self.silent_ms: dict[str, int] = {}
         self.pasts: list[Past] = []
         self.servers = self.engines = 0
+        self.run_ids = [self.sale.run_id]
         self.is_fenced = False
 
     def teardown(self) -> None:
@@ -169,12 +175,22 @@ class Restarts(RuleBasedStateMachine):
         seen = {name: int(ms) for name, ms in found.items() if "_" not in name and ":" not in name}
         newest = max(seen.values(), default=0)
         members = frozenset(name for name, ms in seen.items() if newest - ms <= LAPSE_MS)
-        self.pasts.append(Past(self.sale.picture(), members, int(found.get("last_beat", 0))))
+        beat, run_id = int(found.get("last_beat", 0)), run_id_of(self.sale.header("server"))
+        self.pasts.append(Past(self.sale.picture(), members, beat, run_id))
+
+    def another(self, but: str) -> str:
+        """The run_id of a server that was just started, or by turns of one that was the master
+        before and was not restarted since; not ``but``, for what it has now was its own once."""
+        self.servers += 1
+        before = [run_id for run_id in self.run_ids if run_id not in (self.sale.run_id, but)]
+        if self.servers % 2 and before:
+            return before[self.servers // 2 % len(before)]
+        self.run_ids.append(f"server{self.servers}")
+        return self.run_ids[-1]
 
     @rule()
     def restart(self) -> None:
-        self.servers += 1
-        self.sale.restart(f"server{self.servers}")
+        self.sale.restart(self.another(run_id_of(self.sale.header("server"))))
 
     @precondition(lambda self: self.pasts)
     @rule(which=st.integers(0, 9))
@@ -182,8 +198,7 @@ class Restarts(RuleBasedStateMachine):
         past = self.pasts[-1 - which % len(self.pasts)]
         if not self.is_known(past):
             return
-        self.servers += 1
-        self.sale.restart(f"server{self.servers}", past.picture)
+        self.sale.restart(self.another(past.run_id), past.picture)
         self.is_fenced = False
 
     @precondition(lambda self: len(self.live) > 1 and not self.is_fenced)
@@ -253,7 +268,7 @@ class Restarts(RuleBasedStateMachine):
         # Later than the one before, by whichever clock.
         made_ms = max(self.sale.now_ms, int(self.sale.made.rpartition(":")[2]) + 1)
         made = f"{self.sale.run_id}:{made_ms}"
-        self.sale.set_header(made=made, server=self.sale.run_id, servers="")
+        self.sale.set_header(made=made, server=name_of(self.sale.run_id), servers="")
         self.sale.set_header(state="open", seq=seq, founded_seq=seq)
         self.client.delete(self.sale.keys[6])
         self.pasts.clear()

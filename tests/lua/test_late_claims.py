@@ -53,10 +53,11 @@ def test_who_comes_late_and_misses_nothing_is_welcome(sale: Crew) -> None:
         assert calls_until_trusted(sale, a) <= AFTER_THE_WAIT
         for _ in range(9):
             assert a.order() is Status.CREATED
-    assert b.order() is Status.CREATED
-    assert c.call().status is Status.DONE
-    assert c.order() is Status.CREATED
-    assert b.teller == c.teller == sale.run_id
+    assert b.order() is Status.NEW_SERVER
+    for engine in (b, c):
+        assert engine.call().status is Status.DONE
+        assert engine.order() is Status.CREATED
+    assert b.teller == c.teller == f"{sale.run_id}.2"
 
 
 def test_a_branch_that_nobody_here_knows_of(sale: Crew) -> None:
@@ -80,10 +81,52 @@ def test_so_many_servers_are_remembered(sale: Crew) -> None:
     for number in range(40):
         sale.restart(f"again{number}")
         calls_until_trusted(sale, a, b)
+        a.call()
         assert a.order() is Status.CREATED
     servers = sale.header("servers").split()
     assert len(servers) == 16
-    assert servers[-1] == f"again38:{sale.seq - 1}"
+    assert servers[-1] == f"again38.39:{sale.seq - 1}"
+
+
+@pytest.mark.parametrize("way", ["call", "order"])
+@pytest.mark.parametrize("others", [0, 2])
+def test_a_server_that_is_trusted_for_a_second_time(sale: Crew, way: str, others: int) -> None:
+    """A failover, or some, and one back, and the first was never restarted: what it did before does
+    not pass for what it has done since."""
+    a, b = sale.crew("ab")
+    lost, kept = sale.picture(), sale.seq
+    b.order()
+    sale.restart("second", lost)
+    assert calls_until_trusted(sale, a) == AFTER_THE_WAIT
+    for run_id in (*(f"other{number}" for number in range(others)), "first"):
+        assert a.order() is Status.CREATED
+        sale.restart(run_id)
+        assert a.call().status is Status.DONE
+    while sale.seq < b.seq + 5:
+        assert a.order() is Status.CREATED
+    if way == "order":
+        before = sale.dump()
+        assert b.order() is Status.NEW_SERVER
+        assert sale.dump() == before
+    assert b.call() == (Status.FENCED, 0, "", 0, LATE.format(kept, b.seq))
+
+
+def test_who_misses_nothing_of_the_first_time_is_welcome_in_the_second(sale: Crew) -> None:
+    """Also one that was told nothing yet, and one that has only seen it before."""
+    a, b, seen = sale.crew("abc")
+    seen.seq = 0
+    for run_id in ("second", "first"):
+        sale.restart(run_id)
+        assert calls_until_trusted(sale, a) <= AFTER_THE_WAIT
+        assert a.order() is Status.CREATED
+    new = sale.engine("d")
+    assert new.order() is Status.CREATED
+    assert new.teller == "first"
+    for engine in (b, seen, new):
+        assert engine.order() is Status.NEW_SERVER
+        assert engine.call().status is Status.DONE
+        assert engine.order() is Status.CREATED
+        assert engine.teller == "first.2"
 
 
 @pytest.mark.parametrize("restarts", [False, True])

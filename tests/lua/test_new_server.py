@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import msgspec
 import pytest
 
+from seckill.fencing import name_of
 from seckill.scripts import NAMES, script
 from seckill.status import Status
 from tests.lua.core import DEFINITION_ID, HOLD_MS, NEVER_MS, Core, Wish, header_answers
@@ -17,6 +18,7 @@ ORDERED = msgspec.msgpack.encode([[NEVER_MS], ["o9"], ["zoe"], ["0"]])
 UNQUEUED = msgspec.msgpack.encode(["o1"])
 QUEUE = ("queue", 0, "", 1_000, 0, 1, "seed", "c0ffee", "secret", "k1,k2", 1)
 RUN_ID = "run"
+SERVER = name_of(RUN_ID)
 """The one that Core.create has the sale made on."""
 
 
@@ -128,21 +130,34 @@ def test_who_names_it_answers_it() -> None:
 
 @all_verbs
 @pytest.mark.parametrize(
-    ("run_id", "ahead"), [("another", 0), (RUN_ID, 1), ("", 1), ("another", -1), (RUN_ID, 10**15)]
+    ("name", "ahead"),
+    [
+        *(("another", 0), (SERVER, 1), ("", 1), ("another", -1), (SERVER, 10**15)),
+        # It was trusted under another name, or whoever was told something knows none.
+        *((f"{RUN_ID}.1", 0), (RUN_ID, 0), (RUN_ID, 1)),
+    ],
 )
 def test_a_server_that_is_another_or_behind_does_nothing(
-    core: Core, verb: str, run_id: str, ahead: int
+    core: Core, verb: str, name: str, ahead: int
 ) -> None:
     VERBS[verb].prepare(core)
     seq = int(core.header("seq"))
-    core.told = (run_id, max(0, seq + ahead))
+    core.told = (name, max(0, seq + ahead))
     before = everything(core)
     assert call(core, verb) is Status.NEW_SERVER
     assert everything(core) == before
     # With what is right, or with the format alone, the same call changes something.
-    core.told = (RUN_ID, seq) if ahead else None
+    core.told = (SERVER, seq) if ahead else None
     assert call(core, verb) in (Status.DONE, Status.CREATED)
     assert everything(core) != before
+
+
+@all_verbs
+def test_who_was_told_nothing_yet_need_not_know_its_name(core: Core, verb: str) -> None:
+    VERBS[verb].prepare(core)
+    core.set_header(server=f"{RUN_ID}.3")
+    core.told = (RUN_ID, 0)
+    assert call(core, verb) in (Status.DONE, Status.CREATED)
 
 
 @all_verbs
@@ -198,10 +213,10 @@ def test_nothing_is_said_of_orders_that_are_known(core: Core) -> None:
 
 def test_who_is_answered_learns_how_far_the_sale_is(core: Core) -> None:
     core.begin((5, 0))
-    core.told = (RUN_ID, 2)
+    core.told = (SERVER, 2)
     assert core.reserve_raw(Wish("o1"), Wish("o2", cart="9"))[3] == 3
     assert core.reserve_raw(Wish("o1"))[3] == 3
-    core.told = (RUN_ID, 3)
+    core.told = (SERVER, 3)
     assert core.reserve_raw(Wish("o2", cart="0:5"))[2:] == [[Status.INSUFFICIENT], 3]
     core.set_header(state="fenced")
     assert core.reserve_raw(Wish("o2"))[2:] == [[Status.FENCED], 0]

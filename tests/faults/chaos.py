@@ -77,7 +77,7 @@ def _summarize(results: Sequence[Result]) -> None:
     print(
         f"{len(results)} runs: {told}; {sum(result.calls for result in results)} calls,"
         f" {sum(result.accepted for result in results)} orders accepted,"
-        f" {sum(result.patient for result in results)} errors for patient callers,"
+        f" {sum(result.patience.errors for result in results)} errors for patient callers,"
         f" longest silence {max(result.silence_s for result in results):.2f} s"
     )
 

@@ -17,6 +17,7 @@ from typing import Final
 import msgspec
 
 from tests.faults.chaos_crew import Crew
+from tests.faults.chaos_patience import Outage, Patience, look_at_patience
 from tests.faults.chaos_schedule import Fault
 from tests.faults.chaos_servers import SALE, Servers, header_of
 from tests.faults.checker import Report, Verdict, check, observe
@@ -27,15 +28,13 @@ from tests.faults.history import UNKNOWN, Call, History
 __all__ = ["Result", "judge"]
 
 EXPLAINED: Final = frozenset({"empty", "unread"})
-# A caller that has more time than this should outlast every fault.
-PATIENT_S: Final = 10.0
 
 
 class Result(msgspec.Struct, frozen=True):
-    """One run. ``unknown`` calls had no answer in their time, ``patient`` of them by callers that
-    wait for 10 s; ``silence_s`` is the longest time in which nobody was answered, ``longest_s`` how
-    long one call took that was. ``fenced`` is the reason why the sale sells no more. ``folder`` has
-    the logs of a run that was not valid."""
+    """One run. ``unknown`` calls had no answer in their time, and ``patience`` says what became of
+    callers that wait for 10 s; ``silence_s`` is the longest time in which nobody was answered,
+    ``longest_s`` how long one call took that was. ``fenced`` is the reason why the sale sells no
+    more. ``folder`` has the logs of a run that was not valid."""
 
     topology: str
     seed: int
@@ -44,7 +43,7 @@ class Result(msgspec.Struct, frozen=True):
     calls: int
     accepted: int
     unknown: int
-    patient: int
+    patience: Patience
     silence_s: float
     longest_s: float
     fenced: str = ""
@@ -66,8 +65,8 @@ class Result(msgspec.Struct, frozen=True):
         names = sorted({fault.name for fault in self.faults})
         line = (
             f"{self.topology} seed {self.seed}: {self.verdict}  {' '.join(names)}; "
-            f"{self.calls} calls, {self.accepted} accepted, {self.unknown} unknown"
-            f" ({self.patient} of patient callers), silence {self.silence_s:.2f} s,"
+            f"{self.calls} calls, {self.accepted} accepted, {self.unknown} unknown,"
+            f" {self.patience}, silence {self.silence_s:.2f} s,"
             f" longest call {self.longest_s:.2f} s"
         )
         if self.fenced:
@@ -82,10 +81,13 @@ def judge(
     topology: str,
     faults: Sequence[Fault],
     trouble: Sequence[str],
+    outages: Sequence[Outage],
 ) -> Result:
     """Reads every witness, in the order that the checker asks for. ``trouble`` is what the run
-    itself went wrong with; it makes a valid run unknown."""
+    itself went wrong with; it makes a valid run unknown, and so does a patient caller's error that
+    none of the ``outages`` explains."""
     history = crew.read()
+    calls = list(_calls(history))
     fenced = ""
     try:
         state, reason = header_of(servers, "state", "reason")
@@ -93,13 +95,14 @@ def judge(
         report = _check(crew, servers, history, fenced=fenced)
     except Exception as error:  # noqa: BLE001 - a judge that fails has proved nothing
         report = Report(Verdict.UNKNOWN, (f"crashed: the run could not be judged: {error!r}",))
+    has_lost = bool(fenced) or servers.restored_s is not None
+    patience = look_at_patience(calls, outages, has_lost=has_lost)
+    trouble = (*trouble, *patience.problems)
     if trouble and report.verdict is not Verdict.INVALID:
         told = report.problems if report.verdict is Verdict.UNKNOWN else ()
         report = msgspec.structs.replace(
             report, verdict=Verdict.UNKNOWN, problems=(*trouble, *told)
         )
-    calls = list(_calls(history))
-    unknown = [call for call in calls if call.answer == UNKNOWN]
     return Result(
         topology,
         seed,
@@ -107,8 +110,8 @@ def judge(
         report,
         calls=history.calls,
         accepted=history.accepted,
-        unknown=len(unknown),
-        patient=sum(_patience_s(call) > PATIENT_S for call in unknown),
+        unknown=sum(call.answer == UNKNOWN for call in calls),
+        patience=patience,
         silence_s=_silence_s(calls),
         longest_s=max((call.ended_s - call.began_s for call in calls if _told(call)), default=0.0),
         fenced=fenced,
@@ -157,10 +160,6 @@ def _calls(history: History) -> Iterator[Call]:
 def _told(call: Call) -> bool:
     """Whether it was answered by the sale, be it with a refusal."""
     return not (call.undecided or call.harmless)
-
-
-def _patience_s(call: Call) -> float:
-    return float(call.asked.get("until", call.began_s)) - call.began_s
 
 
 def _silence_s(calls: list[Call]) -> float:

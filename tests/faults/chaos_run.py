@@ -22,6 +22,7 @@ from seckill.ledger.rebuild import rebuild
 from tests.faults.chaos_crew import GROUP, Crew, wait_for
 from tests.faults.chaos_groups import a_topology
 from tests.faults.chaos_judge import Result, judge
+from tests.faults.chaos_patience import Outages
 from tests.faults.chaos_schedule import Fault, schedule
 from tests.faults.chaos_servers import SALE, Servers, header_of
 from tests.faults.checker import Verdict, observe
@@ -69,9 +70,10 @@ def run(plan: Plan) -> Result:
         )
         crew.url, crew.durability = servers.url, servers.durability
         asyncio.run(_open_sale(servers))
+        outages = Outages(servers, plan.topology)
         for part in (
             lambda: _begin(servers, crew, plan),
-            lambda: _perform(faults, servers, crew),
+            lambda: _perform(faults, outages, crew),
             lambda: _recover(servers, crew),
         ):
             _note(trouble, part)
@@ -79,11 +81,11 @@ def run(plan: Plan) -> Result:
         groups = [GROUP, *(["ledger"] if crew.keepers else [])]
         _note(trouble, lambda: _settle(servers, crew, groups))
         trouble += crew.finish([*crew.consumers, *crew.keepers])
-        result = judge(crew, servers, plan.seed, plan.topology, faults, trouble)
+        result = judge(crew, servers, plan.seed, plan.topology, faults, trouble, outages.told)
         if result.fenced and result.verdict is Verdict.VALID:
             _note(trouble, lambda: _rebuild(servers, crew))
             servers.rebuilt = True
-            result = judge(crew, servers, plan.seed, plan.topology, faults, trouble)
+            result = judge(crew, servers, plan.seed, plan.topology, faults, trouble, outages.told)
     if result.verdict is Verdict.VALID:
         shutil.rmtree(folder)
         return result
@@ -123,15 +125,15 @@ def _begin(servers: Servers, crew: Crew, plan: Plan) -> None:
     crew.wait_for_orders(ORDERS)
 
 
-def _perform(faults: Sequence[Fault], servers: Servers, crew: Crew) -> None:
+def _perform(faults: Sequence[Fault], outages: Outages, crew: Crew) -> None:
     """Every begin and end in the order of their times."""
     steps: list[tuple[int, int, Callable[[], None]]] = []
     for number, fault in enumerate(faults):
         if fault.name in ("kill_load", "kill_consumer", "kill_keeper"):
             steps.append((fault.at_ms, number, _step(crew.replace, fault.name)))
             continue
-        steps.append((fault.at_ms, number, _step(servers.begin, fault)))
-        steps.append((fault.at_ms + fault.for_ms, number, _step(servers.end, fault)))
+        steps.append((fault.at_ms, number, _step(outages.begin, fault)))
+        steps.append((fault.at_ms + fault.for_ms, number, _step(outages.end, fault)))
     start_s = time.monotonic()
     # Stable: a fault of no length ends after it has begun.
     for at_ms, _, step in sorted(steps, key=lambda each: each[:2]):

@@ -23,12 +23,13 @@ ALONE: Final = "alone"
 class Kind(msgspec.Struct, frozen=True):
     """A kind of fault. Two of one ``lane`` never overlap, and nothing does with one of the lane
     ``ALONE``. ``for_ms`` and ``amount`` are bounds; ``usual`` says whether it happens when nobody
-    asks for it by name."""
+    asks for it by name, ``stops`` whether callers may get no answer while it lasts."""
 
     lane: str
     for_ms: tuple[int, int] = (0, 0)
     amount: tuple[int, int] = (0, 0)
     usual: bool = True
+    stops: bool = True
     means: str = ""
 
 
@@ -46,21 +47,27 @@ class Fault(msgspec.Struct, frozen=True):
 
 
 _LINK: Final = {
-    "delay": Kind("link", (300, 1_500), (5, 120), means="answers take so many ms longer"),
+    "delay": Kind(
+        "link", (300, 1_500), (5, 120), stops=False, means="answers take so many ms longer"
+    ),
     "drop": Kind("link", (300, 1_200), (1, 3), means="vanishes: 1 there, 2 back, 3 both"),
-    "cut": Kind("link", means="every connection is reset"),
+    "cut": Kind("link", stops=False, means="every connection is reset"),
     "halve": Kind("link", (200, 600), (1, 2), means="half a chunk arrives: 1 there, 2 back"),
     "part": Kind("link", (300, 1_500), means="nothing passes; it arrives when that is over"),
     "stall": Kind("link", (400, 1_800), means="the connections there are hang, new ones pass"),
 }
 _PEOPLE: Final = {
-    "kill_load": Kind("people", means="SIGKILL for a load; another one takes its place"),
-    "kill_consumer": Kind("people", means="the same for a consumer"),
-    "kill_keeper": Kind("people", means="the same for the ledger's keeper"),
+    "kill_load": Kind(
+        "people", stops=False, means="SIGKILL for a load; another one takes its place"
+    ),
+    "kill_consumer": Kind("people", stops=False, means="the same for a consumer"),
+    "kill_keeper": Kind("people", stops=False, means="the same for the ledger's keeper"),
 }
 _ANY_SERVER: Final = {
-    "script_flush": Kind("server", means="the server forgets all scripts"),
-    "maxmemory": Kind("server", (300, 1_200), means="the server may use no more memory"),
+    "script_flush": Kind("server", stops=False, means="the server forgets all scripts"),
+    "maxmemory": Kind(
+        "server", (300, 1_200), stops=False, means="the server may use no more memory"
+    ),
 }
 _GROUP: Final = {
     **_PEOPLE,
@@ -95,12 +102,19 @@ FAULTS: Final[dict[str, dict[str, Kind]]] = {
         "disk_full": Kind(
             "server", (200, 900), (1, 20_000), means="so many bytes fit, then none; restart"
         ),
-        "rewrite": Kind("server", means="the AOF is written anew"),
+        "rewrite": Kind("server", stops=False, means="the AOF is written anew"),
         "clock_forward": Kind(
-            "clock", amount=(100, 30_000), means="the server's clock goes so many ms on, and stays"
+            "clock",
+            amount=(100, 30_000),
+            stops=False,
+            means="the server's clock goes so many ms on, and stays",
         ),
         "clock_back": Kind(
-            "clock", (300, 1_500), (100, 5_000), means="it goes so many ms back, and forward again"
+            "clock",
+            (300, 1_500),
+            (100, 5_000),
+            stops=False,
+            means="it goes so many ms back, and forward again",
         ),
         "clock_jump": Kind(
             ALONE,
@@ -124,7 +138,9 @@ FAULTS: Final[dict[str, dict[str, Kind]]] = {
         **_GROUP,
         **_GROUP_LINKS,
         **_PARTED,
-        "kill_sentinel": Kind("sentinel", (300, 3_000), means="SIGKILL for a sentinel, restart"),
+        "kill_sentinel": Kind(
+            "sentinel", (300, 3_000), stops=False, means="SIGKILL for a sentinel, restart"
+        ),
     },
     "cluster": {
         **_GROUP,

@@ -7,9 +7,9 @@ A log has a JSON line before each call and one after its answer, and belongs to 
 
 ``t`` is the machine's monotonic clock in seconds, the same for all its processes, and the only one
 that anything is judged by; ``at_ms`` is for people. ``until`` is when the call can have no effect
-any more even if its caller is dead. ``told`` is the order as the answer described it. What a verb
-asked for stands beside its name: buyer and items of reserve, payment of confirm, refund of refund,
-sku, units and key of add_stock.
+any more even if its caller is dead, ``timeout_ms`` how long its engine lets a caller wait.
+``told`` is the order as the answer described it. What a verb asked for stands beside its name:
+buyer and items of reserve, payment of confirm, refund of refund, sku, units and key of add_stock.
 
 A process that was killed leaves a log that ends anywhere: it is read as far as it has whole lines,
 and a call without an answer may have happened or not.

@@ -153,7 +153,7 @@ class Load:
             await shopper.live(buyer, key)
             await asyncio.sleep(shopper.rng.uniform(0, 2 * self._pace_s))
 
-    async def restock(self, engine: Engine, seed: int) -> None:
+    async def restock(self, engine: Engine, timeout_ms: int, seed: int) -> None:
         """Adds a few units now and then to the SKUs of which there are few, or takes one away."""
         skus = [item.sku for item in self._sale.items]
         for number in count():
@@ -167,7 +167,8 @@ class Load:
             rng = random.Random(f"{seed} {key}")
             sku, units = rng.choice(skus[1:] or skus), rng.choice((-1, 1, 2, 3))
             add = partial(engine.add_stock, self._sale.id, sku, units, key=key)
-            await self.call("add_stock", "", add, sku=sku, units=units, key=key)
+            asked = {"sku": sku, "units": units, "key": key, "timeout_ms": timeout_ms}
+            await self.call("add_stock", "", add, **asked)
 
 
 def _told(order: Order) -> dict[str, Any]:
@@ -194,6 +195,7 @@ class _Shopper:
         self._load = load
         self._engine = engine
         self._sale = sale
+        self._timeout_ms = timeout_ms
         # Opening a lane and reading a sale anew have the same time each, before the order has its.
         self._patience_s = 3 * timeout_ms / 1000 + 1
         self.rng = rng
@@ -228,6 +230,7 @@ class _Shopper:
                 key=wish.key,
                 items=wish.items,
                 until=time.monotonic() + self._patience_s,
+                timeout_ms=self._timeout_ms,
             )
             if answer == "OutcomeUnknown" and self.rng.random() < 0.3:
                 seen = await self._look(wish)
@@ -240,13 +243,13 @@ class _Shopper:
             await asyncio.sleep(RETRY_S)
 
     async def _look(self, wish: Wish) -> str:
-        answer, _ = await self._load.once(
-            "look", wish.order, partial(self._engine.order, self._sale.id, wish.order)
-        )
+        attempt = partial(self._engine.order, self._sale.id, wish.order)
+        answer, _ = await self._load.once("look", wish.order, attempt, timeout_ms=self._timeout_ms)
         return answer
 
     async def _on(self, verb: str, wish: Wish, *args: Any, **asked: Any) -> str:
         attempt = partial(getattr(self._engine, verb), self._sale.id, wish.order, *args)
+        asked["timeout_ms"] = self._timeout_ms
         return await self._load.call(verb, wish.order, attempt, **asked)
 
     async def _confirm(self, wish: Wish, payment: str) -> str:
@@ -275,7 +278,8 @@ class _Shopper:
         choice = random.Random(refund)
         flags = {name: choice.random() < 0.5 for name in ("return_units", "return_limit")}
         attempt = partial(self._engine.refund, self._sale.id, wish.order, refund, **flags)
-        await self._load.call("refund", wish.order, attempt, refund=refund, **flags)
+        asked = {"refund": refund, **flags, "timeout_ms": self._timeout_ms}
+        await self._load.call("refund", wish.order, attempt, **asked)
 
     async def _give_up(self, wish: Wish) -> None:
         if self.rng.random() < 0.3:
@@ -342,7 +346,7 @@ async def main(arguments: argparse.Namespace) -> None:
             asyncio.ensure_future(load.shop(*pairs[caller % 2], caller, arguments.seed))
             for caller in range(arguments.callers)
         ]
-        tasks.append(asyncio.ensure_future(load.restock(patient, arguments.seed)))
+        tasks.append(asyncio.ensure_future(load.restock(patient, PATIENT_MS, arguments.seed)))
         # Not in a thread, for which a process that fails would have to wait.
         stdin = asyncio.StreamReader()
         await asyncio.get_running_loop().connect_read_pipe(

@@ -32,6 +32,7 @@ from tests.faults.chaos_crew import ROOT
 from tests.faults.chaos_groups import Cluster
 from tests.faults.chaos_judge import Result
 from tests.faults.chaos_node import ChaosNode, StallingLink, mute
+from tests.faults.chaos_patience import Patience
 from tests.faults.chaos_run import Plan, run
 from tests.faults.chaos_schedule import ALONE, FAULTS, TOPOLOGIES, Fault, schedule, usual_faults
 from tests.faults.chaos_servers import SALE
@@ -334,7 +335,7 @@ async def test_an_engine_without_a_fence_says_nothing(monkeypatch: pytest.Monkey
 def test_the_exit_code_tells_the_worst() -> None:
     def result(verdict: Verdict, *problems: str) -> Result:
         report = Report(verdict, problems)
-        return Result("single", 1, (), report, 1, 1, 0, 0, 0.0, 0.0)
+        return Result("single", 1, (), report, 1, 1, 0, Patience(), 0.0, 0.0)
 
     valid, invalid = result(Verdict.VALID), result(Verdict.INVALID, "lost: one")
     explained = result(Verdict.UNKNOWN, "empty: nothing was acknowledged")

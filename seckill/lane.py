@@ -353,7 +353,8 @@ class Lane:
                     await slot.drop()
                     self._home.lost()
                     pause_s, backoff_s = backoff_s, min(backoff_s * 2, BACKOFF_MAX_S)
-                await asyncio.sleep(pause_s)
+                left_s = again[0][_GIVE_UP_S] - monotonic()
+                await asyncio.sleep(max(0.0, min(pause_s, left_s)))
                 batch = self._still_waiting(again, NewServer(), sent=sent)
                 batch = [self._renewed(order) for order in batch]
 

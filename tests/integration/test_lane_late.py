@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import os
 import signal
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack
@@ -22,7 +23,8 @@ import redis
 from seckill.embedded import EmbeddedServer
 from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, Overloaded, RedisUnavailable
-from seckill.keys import shard_keys
+from seckill.keys import crew_key, shard_keys
+from seckill.lane import Lane
 from seckill.order import Outcome
 from seckill.status import Status
 from tests.faults.proxy import Command, Fate, Proxy
@@ -279,6 +281,39 @@ async def test_those_who_waited_in_vain_were_never_sent(
             if status is OutcomeUnknown
         }
         assert await sent_to(proxy, unknown) - {id_of(sale, "first")} == unknown
+
+
+async def test_nobody_waits_past_its_time_for_a_server_that_is_not_trusted(
+    server: EmbeddedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody of the crew does not answer, so the server stays new for two seconds."""
+    async with Engine(server.url, durability="memory", timeout_ms=TIMEOUT_MS) as engine:
+        sale = await asked_on(lambda: open_sale(engine))
+        await asked_on(lambda: buy(engine, sale, "first"))
+        pauses: list[float] = []
+        deadlines: list[float] = []
+        take, sleep = Lane._take, asyncio.sleep
+
+        def taken(lane: Lane) -> Any:
+            batch = take(lane)
+            deadlines.extend(order[-1] for order in batch)
+            return batch
+
+        async def slept(delay_s: float, *args: Any) -> Any:
+            if sys._getframe(1).f_globals["__name__"] == "seckill.lane":
+                pauses.append(monotonic() + delay_s)
+            return await sleep(delay_s, *args)
+
+        monkeypatch.setattr(Lane, "_take", taken)
+        monkeypatch.setattr(asyncio, "sleep", slept)
+        with redis.Redis.from_url(server.url) as client:
+            client.hset(crew_key(sale), "f" * 16, int(time.time() * 1000))
+            client.hset(shard_keys(sale)[0], "server", "f" * 40)
+        with pytest.raises(RedisUnavailable, match="not adopted yet"):
+            await buy(engine, sale, "second")
+        [deadline_s] = deadlines
+        assert len(pauses) > 1
+        assert max(pauses) <= deadline_s + TICK_S
 
 
 async def test_aclose_under_load_with_a_stuck_server_answers_everything(

@@ -31,7 +31,7 @@ from seckill.ledger.mark import check_mark, own
 from seckill.ledger.rows import Known, event_row, raw_of
 from seckill.ledger.tables import EVENTS, SALES
 from seckill.redis import Command
-from seckill.roll_call import call_roll
+from seckill.roll_call import Answer, call_roll
 from seckill.status import Status
 from seckill.stream import EventKind
 
@@ -70,9 +70,15 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
     lagging: list[str] = []
     for row, (header, entries) in zip(rows, await _looks(engine, rows), strict=True):
         try:
-            found = await _check(engine, ledger, row, header, entries, lagging)
+            found, seq = await _check(engine, ledger, row, header, entries)
             if not found and not row["is_over"]:
-                found = await _claim_if_new(engine, row, header[5], run_ids)
+                # First, because on a new server nobody is told how far the replicas are before it
+                # is trusted, and for that the ledger is waited for.
+                answer = await _claim_if_new(engine, row, header[5], run_ids)
+                if answer is not None and answer.status is Status.FENCED:
+                    found = Fenced(row["sale"], answer.why)
+                elif seq is not None and (answer is None or answer.status is Status.DONE):
+                    await _keep_up(engine, ledger, row, seq, lagging)
         except (LedgerUnavailable, LedgerRefused, RedisUnavailable):
             raise
         except OutcomeUnknown as error:
@@ -86,34 +92,35 @@ async def check(engine: Engine, ledger: Ledger) -> list[Fenced]:
 
 
 async def _check(
-    engine: Engine,
-    ledger: Ledger,
-    row: dict[str, Any],
-    header: Any,
-    entries: Any,
-    lagging: list[str],
-) -> Fenced | None:
+    engine: Engine, ledger: Ledger, row: dict[str, Any], header: Any, entries: Any
+) -> tuple[Fenced | None, int | None]:
+    """Whether a sale is fenced by now, and how far it is where it has all that the ledger has."""
     for reply in (header, entries):
         if isinstance(reply, Exception):
             raise reply
     sale, (seq, made, state, reason, trimmed, _) = row["sale"], header
     if state == b"fenced":
-        return Fenced(sale, (reason or b"").decode())
+        return Fenced(sale, (reason or b"").decode()), None
     is_same = made is not None and made.decode() == row["made"]
     if row["is_over"]:
-        return None if is_same or made is None else await fence(engine, ledger, sale, made)
+        return None if is_same or made is None else await fence(engine, ledger, sale, made), None
     # What was seen of Redis was there, even if its events never came here.
     if not is_same or int(seq) < max(row["last"], row["seen_seq"]):
-        return await fence(engine, ledger, sale, made)
+        return await fence(engine, ledger, sale, made), None
     if row["last"] > int(trimmed or 0) and not _has(row, entries):
         # Perhaps it was trimmed between the two answers.
         [(header, entries)] = await _looks(engine, [row])
         if row["last"] > int(header[4] or 0) and not _has(row, entries):
             forked = f"forked: event {row['last']} is not the one that the ledger has"
-            return await fence(engine, ledger, sale, made, wanted=forked)
-    if (kept := await _kept_seq(engine, row, int(seq), lagging)) is not None:
+            return await fence(engine, ledger, sale, made, wanted=forked), None
+    return None, int(seq)
+
+
+async def _keep_up(
+    engine: Engine, ledger: Ledger, row: dict[str, Any], seq: int, lagging: list[str]
+) -> None:
+    if (kept := await _kept_seq(engine, row, seq, lagging)) is not None:
         await _note(ledger, row, kept)
-    return None
 
 
 async def _kept_seq(
@@ -136,9 +143,10 @@ async def _kept_seq(
 
 async def _claim_if_new(
     engine: Engine, row: dict[str, Any], trusted: bytes | None, run_ids: dict[str, str]
-) -> Fenced | None:
-    """Says in the roll call of a server that is new what the ledger has of a sale. ``run_ids`` are
-    those of the servers that were asked already."""
+) -> Answer | None:
+    """Says in the roll call of a server that is new what the ledger has of a sale, and what came of
+    it; None where the server is trusted. ``run_ids`` are those of the servers that were asked
+    already."""
     key = shard_keys(row["sale"])[0]
     server = engine._calls.servers.address(key)
     if server not in run_ids:
@@ -146,10 +154,9 @@ async def _claim_if_new(
     if run_ids[server] in ("", run_id_of((trusted or b"").decode())):
         return None
     seq = max(row["last"], row["seen_seq"])
-    answer = await call_roll(
+    return await call_roll(
         engine._calls, row["sale"], LEDGER_NAME, made=row["made"], seq=seq, role="ledger"
     )
-    return Fenced(row["sale"], answer.why) if answer.status is Status.FENCED else None
 
 
 def _has(row: dict[str, Any], entries: Any) -> bool:

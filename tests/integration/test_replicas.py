@@ -4,6 +4,7 @@ which is stopped in its tracks when it must not have something."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from seckill.admission import Admission
 from seckill.engine import Engine
 from seckill.errors import OutcomeUnknown, RedisUnavailable, UnsuitableServer
-from seckill.keys import LEDGER_MARK
+from seckill.keys import LEDGER_MARK, shard_keys
 from seckill.ledger import Ledger, fence
 from seckill.order import Outcome
 from seckill.sale import Sale
@@ -28,6 +29,8 @@ CONFIG: dict[str, str | int] = {"appendonly": "yes", "min-replicas-to-write": 1}
 CONFIG["min-replicas-max-lag"] = 600
 SHORT_MS = 500
 LONG_MS = 120_000
+# In which a sale must be trusted that nothing is missing of.
+FAILOVER_MS = 30_000
 
 
 @pytest.fixture(scope="module")
@@ -243,6 +246,37 @@ async def test_the_ledger_sees_no_event_that_a_failover_could_lose(
             assert await seen(ledger, sales) == [2, 2, 2]
         while await seen(ledger, sales) != [3, 3, 3]:
             assert await fence.check(engine, ledger) == []
+
+
+async def test_the_ledger_speaks_first_for_a_sale_whose_engines_have_all_died(
+    nodes: tuple[Node, Node], tmp_path: Path
+) -> None:
+    """Nobody else was told anything, so the sale waits for the ledger; and so may the ledger not
+    wait for the sale to be trusted, to see how far the replicas are."""
+    master, _ = nodes
+    async with Ledger(f"sqlite:///{tmp_path}/ledger.db") as ledger:
+        async with engine_on(master) as engine:
+            await asyncio.to_thread(master.ask, "DEL", LEDGER_MARK)
+            sale = await open_sale(engine)
+            await ledger.know(await read_known(engine, sale.id))
+            assert await fence.check(engine, ledger) == []
+            assert (await buy(engine, sale, "before")).ok
+        assert await seen(ledger, [sale]) == [2]
+        # As a failover leaves it: the one who was trusted was another server.
+        await asyncio.to_thread(master.ask, "HSET", shard_keys(sale.id)[0], "server", "f" * 40)
+        async with (
+            engine_on(master, timeout_ms=FAILOVER_MS) as engine,
+            engine_on(master, timeout_ms=SHORT_MS) as keeper,
+        ):
+            buying = asyncio.create_task(buy(engine, sale, "after"))
+            while not buying.done():
+                with contextlib.suppress(OutcomeUnknown, RedisUnavailable):
+                    assert await fence.check(keeper, ledger) == []
+                await asyncio.sleep(0.05)
+            assert (await buying).status is Status.CREATED
+            while await seen(ledger, [sale]) != [4]:
+                with contextlib.suppress(OutcomeUnknown, RedisUnavailable):
+                    assert await fence.check(keeper, ledger) == []
 
 
 async def seen(ledger: Ledger, sales: list[Sale]) -> list[int]:

@@ -77,6 +77,8 @@ _QUEUE_KINDS: Final = frozenset(kind for kind in EventKind if kind.name.startswi
 # What an order that only Redis knew may be from its first event on, beside held.
 _ADMITTED: Final = (EventKind.EXPIRED, EventKind.RELEASED)
 _REBUILT_AS: Final[dict[str, tuple[str, ...]]] = {
+    # From a ledger that had none of its events.
+    "": ("created", "paused"),
     # A sale whose opening was lost as well has orders to admit.
     "created": ("created", "paused"),
     "open": ("paused",),

@@ -83,10 +83,11 @@ def _orders(count: int) -> str:
 
 def _told(done: Rebuilt) -> str:
     ago = countdown(done.last_ms, done.at_ms)
+    end = f"ends at event {done.last_seq:,} of {moment(done.last_ms)}, {ago}"
     lines = [
         f"✓ sale {done.sale} was rebuilt: {_orders(done.orders)} of the ledger; it is {done.state}",
         f"  what had happened: {done.reason}",
-        f"  the ledger ends at event {done.last_seq:,} of {moment(done.last_ms)}, {ago}",
+        f"  the ledger {end if done.last_seq else 'had none of its events'}",
     ]
     if done.seen_at_ms:
         seen = f"event {done.seen_seq:,} at {moment(done.seen_at_ms)}"

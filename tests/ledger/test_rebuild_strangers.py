@@ -11,9 +11,11 @@ from sqlalchemy import text
 
 from seckill.engine import Engine
 from seckill.errors import InvalidInput
+from seckill.fencing import fence_sale
 from seckill.keys import shard_keys
 from seckill.ledger import Ledger, fence
 from seckill.ledger.rebuild import rebuild
+from seckill.ledger.run import LedgerRunner
 from seckill.ledger.strangers import NotAdmitted
 from seckill.order import State, order_id
 from seckill.sale import Sale
@@ -95,6 +97,34 @@ async def test_orders_that_only_redis_knows_are_told_and_nothing_is_changed(
     client.hdel(shard_keys(sale.id)[0], "rebuilt_by")
     assert dump(client, sale.id) == before
     assert not client.keys(f"*{sale.id}*rebuild*")
+
+
+async def test_a_sale_that_no_ledger_had_when_it_was_fenced(engine: Engine, ledger: Ledger) -> None:
+    """A new one knows at least what it sells, and then all its orders are unknown."""
+    sale = make_sale({"a": 3})
+    assert (await engine.create(sale)).ok
+    assert (await engine.open(sale.id)).ok
+    orders = []
+    for buyer in ("ann", "bob"):
+        made = (await engine.reserve(sale.id, buyer, "k", {"a": 1})).order
+        assert made is not None
+        orders.append(made.id)
+    assert (await engine.confirm(sale.id, orders[0], "paid")).ok
+    known = await read_known(engine, sale.id)
+    told = {"made": known.made, "seen_made": known.made, "seq": 99}
+    status, _, _ = await fence_sale(engine._calls, sale, known.origin_ms, **told)
+    assert status is Status.FENCED
+    await ledger.know(known)
+    done = await rebuild(engine, ledger, sale.id, admit=True)
+    assert (done.done, done.last_seq, done.admitted, done.expired) == (True, 0, 2, 0)
+    await LedgerRunner(engine, ledger, sales=[sale.id], once=True).run()
+    report = await verify(engine, sale.id, ledger=ledger)
+    assert report.ok, report.violations
+    assert (await engine.resume(sale.id)).ok
+    found = [await engine.order(sale.id, order) for order in orders]
+    assert [order and order.state for order in found] == [State.CONFIRMED, State.HELD]
+    assert (await engine.reserve(sale.id, "cat", "k", {"a": 2})).status is not Status.CREATED
+    assert (await engine.reserve(sale.id, "cat", "k2", {"a": 1})).status is Status.CREATED
 
 
 async def test_orders_that_only_redis_knows_are_taken_in_while_stock_lasts(

@@ -118,6 +118,7 @@ class RollCall:
         """Begins to answer once a second, for what was sold lately. ``waits`` says whether others
         may have been told of what a new server has not: it waits for them, and for the ledger."""
         self._waits = waits
+        self._closed = False  # An engine may be started again.
         self._calls.on_new_server = self._met
         self._ticker = asyncio.get_running_loop().create_task(self._tick())
 

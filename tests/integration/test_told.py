@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pytest
 
 from seckill.engine import Engine
-from seckill.errors import OutcomeUnknown
+from seckill.errors import OutcomeUnknown, RedisUnavailable
 from seckill.fencing import run_id_of
 from seckill.keys import crew_key, shard_keys
 from seckill.ledger import Ledger, fence
@@ -293,3 +293,27 @@ async def test_a_sale_that_is_not_there_hurries_nobody_in_its_batch(
             assert not reading.done(), "it was told what no replica has"
         assert await reading == made
         assert (await opening).status is Status.UNKNOWN_SALE
+
+
+@pytest.mark.parametrize("how", ["closed", "never got through"])
+async def test_an_engine_that_is_started_again_answers_to_its_name(
+    tmp_path: Path, how: str
+) -> None:
+    """Or nobody would hear what it was told, and it would never learn who is trusted."""
+    with Node(tmp_path / "a", CONFIG) as node, Link(node.port) as address:
+        engine = Engine(f"redis://{HOST}:{address.port}", timeout_ms=LONG_MS, sweep_ms=0)
+        if how == "closed":
+            await engine.start()
+            await engine.aclose()
+        else:
+            address.target_port = 1
+            engine._calls._timeout_s = 0.1
+            with pytest.raises(RedisUnavailable):
+                await engine.start()
+            address.target_port, engine._calls._timeout_s = node.port, LONG_MS / 1000
+        async with engine:
+            sale = await open_sale(engine)
+            assert (await buy(engine, sale, "1")).ok
+            crew = crew_key(sale.id), engine._roll._name
+            answered = wait_until, lambda: node.ask("HEXISTS", *crew) == 1, "its name in the crew"
+            await asyncio.to_thread(*answered)

@@ -74,8 +74,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _summarize(results: Sequence[Result]) -> None:
     verdicts = Counter(str(result.verdict) for result in results)
     told = ", ".join(f"{count} {verdict}" for verdict, count in sorted(verdicts.items()))
+    runs = "1 run" if len(results) == 1 else f"{len(results)} runs"
     print(
-        f"{len(results)} runs: {told}; {sum(result.calls for result in results)} calls,"
+        f"{runs}: {told}; {sum(result.calls for result in results)} calls,"
         f" {sum(result.accepted for result in results)} orders accepted,"
         f" {sum(result.patience.errors for result in results)} errors for patient callers,"
         f" longest silence {max(result.silence_s for result in results):.2f} s"

@@ -46,7 +46,7 @@ if not h[1] then
   return { is_missed and STATUS.NEW_SERVER or STATUS.UNKNOWN_SALE, 0, '', 0, 'the sale is not there', '' }
 end
 local seq, made, server, servers = tonumber(h[3]), h[4] or '', h[5] or '', h[8] or ''
-local trusted_run_id, trusted_before = read_server(server)
+local trusted_run_id, trusted_ms = read_server(server)
 local is_new = run_id ~= '' and run_id ~= trusted_run_id
 if h[2] == 'fenced' then return { STATUS.FENCED, 0, '', 0, h[6] or '', '' } end
 
@@ -201,7 +201,7 @@ local SERVERS_MAX = 16
 local trusted = {}
 for one in string.gmatch(servers, '%S+') do trusted[#trusted + 1] = one end
 if server ~= '' then trusted[#trusted + 1] = string.format('%s:%d', server, seq) end
-server = name_server(run_id, trusted_before + 1)
+server = name_server(run_id, math.max(now_ms, trusted_ms + 1))
 servers = table.concat(trusted, ' ', math.max(1, #trusted - SERVERS_MAX + 1))
 redis.call('HSET', KEYS[1], 'server', server, 'servers', servers)
 return { STATUS.DONE, seq, made, beat, '', server }

@@ -101,6 +101,11 @@ class Calls:
         if self._servers is not None:
             self._servers.lost(key)
 
+    async def let_go(self) -> None:
+        """What is asked next in the pipes goes by new connections."""
+        for pipe in list(self._pipes.values()):
+            await pipe.let_go()
+
     def met_new_server(self, key: str) -> None:
         """A script answered NEW_SERVER."""
         self.on_new_server(key)

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CLOCK_JUMP_MS",
+    "LEFT",
     "LOST",
     "Greeting",
     "NewServer",
@@ -39,6 +40,7 @@ CLOCK_JUMP_MS: Final = 600_000
 """How far a sale's clock may step forward while units are held, see lua/lib/sale.lua."""
 LOST: Final = "the sale is stopped until what Redis has lost is back; ask again"
 """To whoever may have been answered otherwise, had the answer come."""
+LEFT: Final = "another server was found to be trusted before this one answered"
 _UNTIL: Final = re.compile(r"(\S+):(\d+)")
 _RUN_ID: Final = re.compile(rb"^run_id:([0-9a-f]{40})\r?$", re.MULTILINE)
 
@@ -55,7 +57,7 @@ def run_id_of(server: str) -> str:
 
 class Told:
     """The highest seq of a sale that this engine was told of, with what was answered to anybody;
-    the name of the server that told it, and of the last one that is known to be trusted, as in
+    the name of the server that told it, and of the last one that was seen to be trusted, as in
     lua/lib/sale.lua; and what tells the sale from others under its id."""
 
     __slots__ = ("made", "seq", "server", "teller")
@@ -72,15 +74,22 @@ class Told:
 
     def note(self, seq: int, server: str) -> None:
         """Somebody is about to be told of what happened up to this event."""
-        if seq > self.seq or (seq == self.seq and server):
+        if seq > self.seq:
             self.seq = seq
             self.teller = server
-
-    def vouch(self, seq: int, server: str) -> None:
-        """This server is trusted, and has all up to this event that somebody here was told."""
-        self.server = server
-        if seq == self.seq:
+        elif seq == self.seq and self.teller in ("", run_id_of(server)):
             self.teller = server
+
+    def trust(self, server: str) -> None:
+        """This server is trusted. Who told stays who it was; only by now its name may be known."""
+        self.server = server
+        if self.teller == run_id_of(server):
+            self.teller = server
+
+    def has_left(self, trusted: str, run_id: str) -> bool:
+        """Whether another server was found to be trusted since ``trusted`` was: what this one has
+        answered meanwhile may be a dead one's last."""
+        return self.server != trusted and run_id_of(self.server) not in ("", run_id)
 
     def is_missed_by(self, server: str, seq: int, servers: str) -> bool:
         """Whether a server that is trusted, and ends at ``seq``, lacks some of it. ``servers`` are

@@ -34,7 +34,7 @@ from seckill.errors import (
     SeckillError,
     ServerFull,
 )
-from seckill.fencing import LOST, Greeting, NewServer
+from seckill.fencing import LEFT, LOST, Greeting, NewServer
 from seckill.redis import ask, is_transient, refusal_of
 from seckill.scripts import script
 from seckill.settling import WAIT_MS, ask_settled
@@ -428,6 +428,7 @@ class _Slot:
         self, connection: AbstractConnection, batch: list[_Waiting], left_s: float
     ) -> list[Any]:
         """What the script said of a batch, whose first caller waits for ``left_s`` longer."""
+        from redis.exceptions import ConnectionError as BrokenConnection
         from redis.exceptions import NoScriptError
 
         lane, home = self._lane, self._lane._home
@@ -435,7 +436,8 @@ class _Slot:
         extras = lane._work.extras
         if extras and not any(columns[-1]):
             columns = columns[:-extras]
-        words, server = self._greeting.words(home.told), home.told.called(self._greeting.run_id)
+        run_id, trusted = self._greeting.run_id, home.told.server
+        words, server = self._greeting.words(home.told), home.told.called(run_id)
         call = (*lane._keys, words, lane._definition_id, _pack(columns))
         # After a batch that has written the next one is expected to.
         settled = partial(
@@ -453,6 +455,8 @@ class _Slot:
             [reply] = await settled((("EVAL", source, *call),))
         if isinstance(reply, Exception):
             raise reply
+        if home.told.has_left(trusted, run_id):
+            raise BrokenConnection(LEFT)
         if home.replicas:
             self._writes = lane._work.has_written(reply[2])
         if reply[3]:

@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 from seckill.errors import EngineClosed, OutcomeUnknown
-from seckill.fencing import Greeting, NewServer, run_id_of
+from seckill.fencing import LEFT, Greeting, NewServer, run_id_of
 from seckill.redis import Command, is_transient
 from seckill.scripts import Script
 from seckill.settling import ask_settled
@@ -66,13 +66,14 @@ class Errand:
         self.script = script
         self.sent = False
         self._trusting = trusting
-        self.run_id = ""
+        self.run_id = self._trusted = ""
         self._commands = commands
         self._brings_source = False
 
     async def __call__(self) -> list[Any]:
         """The replies. Raises redis-py's exceptions: the first of an error reply, or the one that
         broke the connection."""
+        from redis.exceptions import ConnectionError as BrokenConnection
         from redis.exceptions import NoScriptError
 
         replies = await self.home.pipe().exchange(self)
@@ -83,6 +84,8 @@ class Errand:
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
+        if self.home.told.has_left(self._trusted, self.run_id):
+            raise BrokenConnection(LEFT)
         if not self._trusting and self._is_new(replies):
             self.home.met_new_server()
             raise NewServer
@@ -126,7 +129,7 @@ class Errand:
 
     def commands(self, greeting: Greeting, *, source: bool = False) -> Commands:
         """The commands for that server; ``source`` if it does not know the script."""
-        self.run_id = greeting.run_id
+        self.run_id, self._trusted = greeting.run_id, self.home.told.server
         if self.script is None:
             return self._commands
         (keys, *args), *then = self._commands
@@ -169,7 +172,7 @@ class Pipe:
         return await future
 
     async def let_go(self) -> None:
-        """Hangs up where nothing is under way; its server is no longer the one to talk to."""
+        """Hangs up where nothing is under way; its server may be no longer the one to talk to."""
         for slot in self._idle:
             await slot.drop()
 

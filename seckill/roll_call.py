@@ -157,7 +157,7 @@ class RollCall:
             if answer.made != told.made or (shard is not None and shard.made != answer.made):
                 # Another sale under the same id.
                 await self._begin_anew(sale, answer.made)
-            told.vouch(seq, answer.server)
+            told.trust(answer.server)
         elif answer.status is Status.UNKNOWN_SALE and seq:
             await self._begin_anew(sale)  # It was removed.
         elif answer.status is Status.FENCED and not known.is_fenced:
@@ -176,18 +176,21 @@ class RollCall:
             )
         )
 
-    def _met(self, sale_key: str) -> None:
-        """Somebody was answered NEW_SERVER."""
+    def _met(self, sale_key: str, *, afresh: bool = True) -> None:
+        """Somebody was answered NEW_SERVER. ``afresh`` asks by a new connection: those that are
+        there may lead to another server than his."""
         found = _HEADER.fullmatch(sale_key)
         if found and not self._closed and found[1] not in self._asking:
             sale = found[1]
-            task = asyncio.get_running_loop().create_task(self._ask_on(sale))
+            task = asyncio.get_running_loop().create_task(self._ask_on(sale, afresh=afresh))
             self._asking[sale] = task
             task.add_done_callback(lambda _: self._asking.pop(sale, None))
 
-    async def _ask_on(self, sale: str) -> None:
+    async def _ask_on(self, sale: str, *, afresh: bool) -> None:
         """Calls the roll until it comes to an end."""
         began_s, why = monotonic(), ""
+        if afresh:
+            await self._calls.let_go()
         while monotonic() < began_s + AGAIN_FOR_S:
             try:
                 answer = await self.answer(sale)
@@ -243,4 +246,4 @@ class RollCall:
                 seq = self._calls.home(key).told.seq
                 lately = seq != known.seq or known.since_s + LATELY_S > monotonic()
                 if seq and lately:
-                    self._met(key)
+                    self._met(key, afresh=False)

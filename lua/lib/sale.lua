@@ -6,8 +6,9 @@ local FORMAT = 1
 -- server (empty: it does not tell), or as long as the caller knows no more, the run_id that its connection
 -- learned; the highest seq of this sale that the caller's engine was ever told; and the name of who told it,
 -- if that was another server. The format alone asks nothing of the server.
--- A server's name is "<run_id>.<how many were trusted with the sale before it>": one that is trusted for a
--- second time, without a restart in between, has another name then. Empty for one that tells no run_id.
+-- A server's name is "<run_id>.<ms of when it was trusted with the sale>", 0 for who it was made on: one that
+-- is trusted for a second time, without a restart in between, has another name then. Empty for one that
+-- tells no run_id.
 -- Returns the four, '' and 0 for what is not said, or nil first for words of another format.
 local function read_caller(caller)
   local format, server, known_seq, teller = string.match(caller, '^(%d+) ?(%S*) ?(%d*)$')
@@ -15,14 +16,14 @@ local function read_caller(caller)
   return tonumber(format), server or '', tonumber(known_seq) or 0, teller or ''
 end
 
--- The run_id in a server's name, and how many were trusted before it.
+-- The run_id in a server's name, and since when it is trusted.
 local function read_server(name)
-  local run_id, before = string.match(name, '^(.*)%.(%d+)$')
-  return run_id or name, tonumber(before) or 0
+  local run_id, since_ms = string.match(name, '^(.*)%.(%d+)$')
+  return run_id or name, tonumber(since_ms) or 0
 end
 
-local function name_server(run_id, before)
-  return run_id ~= '' and string.format('%s.%d', run_id, before) or ''
+local function name_server(run_id, since_ms)
+  return run_id ~= '' and string.format('%s.%d', run_id, since_ms) or ''
 end
 
 -- How far that server's part of the sale's history is here, nil for a server that is not known to have had
@@ -66,7 +67,7 @@ local function read_sale(caller, looks)
     if h[2] == 'fenced' then return nil, STATUS.FENCED end
     if known_seq > seq then return nil, STATUS.NEW_SERVER end
     -- Whoever was told something must also know under which name.
-    if server ~= '' and server ~= h[18] and (known_seq > 0 or server ~= read_server(h[18])) then
+    if server ~= '' and server ~= h[18] and (known_seq > 0 or server ~= read_server(h[18] or '')) then
       return nil, STATUS.NEW_SERVER
     end
     if teller ~= '' then

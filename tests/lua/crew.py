@@ -59,8 +59,10 @@ class Engine:
             if called.made != self.made:
                 self.seq = 0  # Another sale under the same id, or the first that it hears of.
             self.beat, self.made = max(self.beat, called.beat), called.made
-            # It has been told of no event, but that this server has those that it was told of.
-            self.server = self.teller = self.crew.named
+            # It has been told of no event, only what this server is called.
+            self.server = self.crew.named
+            if self.teller == self.crew.run_id:
+                self.teller = self.server
         return called
 
     def order(self) -> Status:
@@ -76,7 +78,7 @@ class Engine:
 
     def hear(self, seq: int) -> None:
         """It is told of events up to this one."""
-        if seq >= self.seq:
+        if seq > self.seq:
             is_known = run_id_of(self.server) == self.crew.run_id
             self.seq, self.teller = seq, self.server if is_known else self.crew.run_id
 

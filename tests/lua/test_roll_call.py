@@ -68,7 +68,7 @@ def test_an_engine_that_is_alone_goes_on_at_once(sale: Crew) -> None:
     assert a.order() is Status.NEW_SERVER
     called = a.call()
     assert called[:2] == (Status.DONE, 3)
-    assert sale.header("server") == "second.1"
+    assert sale.header("server").startswith("second.")
     assert a.order() is Status.CREATED
     assert sale.members() == {a.name: str(sale.now_ms), "last_beat": str(called.beat)}
 

@@ -20,6 +20,7 @@ from seckill.ledger import Ledger, fence
 from seckill.ledger.remove import remove
 from seckill.ledger.run import LedgerRunner
 from seckill.order import State
+from seckill.pools import cut
 from seckill.roll_call import WAIT_MS
 from seckill.sale import Sale
 from seckill.status import Status
@@ -317,3 +318,56 @@ async def test_an_engine_that_is_started_again_answers_to_its_name(
             crew = crew_key(sale.id), engine._roll._name
             answered = wait_until, lambda: node.ask("HEXISTS", *crew) == 1, "its name in the crew"
             await asyncio.to_thread(*answered)
+
+
+@pytest.mark.parametrize("led_by", ["an answer under way", "the pipe", "the lane"])
+async def test_a_connection_to_a_master_of_before_leads_nobody(tmp_path: Path, led_by: str) -> None:
+    """One address, behind which another server is the master now; the old one goes on as if it
+    were, and some connections to it have survived. What it says counts for nothing."""
+    a, b = Node(tmp_path / "a", CONFIG), Node(tmp_path / "b", CONFIG)
+    with a, b, Link(a.port) as address:
+        b.ask("REPLICAOF", HOST, address.port)
+        wait_until(lambda: b.follows(address.port), "the replica")
+        url = f"redis://{HOST}:{address.port}"
+        async with Engine(url, timeout_ms=LONG_MS, sweep_ms=0) as engine:
+            sale = await open_sale(engine)
+            key = shard_keys(sale.id)[0]
+            orders = [(await buy(engine, sale, f"{number}")).order for number in range(2)]
+            assert orders[0] is not None
+            assert orders[1] is not None
+            assert (await engine.confirm(sale.id, orders[0].id, "paid")).ok
+            seq = a.ask("HGET", key, "seq")
+            there = wait_until, lambda: b.ask("HGET", key, "seq") == seq, "it on the replica"
+            await asyncio.to_thread(*there)
+            pool, pipe = engine._calls.servers.pool(key), engine._calls.pipe(key)
+            kept = {slot._connection for slot in pipe._idle}
+            under_way = None
+            if led_by == "an answer under way":
+                a.pause()
+                idle = list(pipe._idle)
+                confirming = engine.confirm(sale.id, orders[1].id, "paid-1")
+                under_way = asyncio.create_task(confirming)
+                for _ in range(9):
+                    await asyncio.sleep(0)
+                [busy] = [slot for slot in idle if slot not in pipe._idle]
+                kept = {busy._connection}
+            elif led_by == "the lane":
+                kept = set(pool._made) - kept
+            b.ask("REPLICAOF", "NO", "ONE")
+            address.target_port = b.port
+            for connection in list(pool._made):
+                if connection not in kept:
+                    cut(connection)
+            if led_by == "the lane":
+                # Until somebody has found the new one, nobody can know that there is one.
+                assert await engine.order(sale.id, orders[1].id) is not None
+            for number in range(2, 5):
+                assert (await buy(engine, sale, f"{number}")).status is Status.CREATED
+            assert b.ask("HLEN", shard_keys(sale.id)[3]) == 5
+            if under_way is not None:
+                await asyncio.to_thread(a.unpause)
+                assert (await under_way).ok
+                found = await engine.order(sale.id, orders[1].id)
+                assert found is not None
+                assert found.state is State.CONFIRMED
+            assert b.ask("HGET", key, "state") == "open"

@@ -20,7 +20,10 @@ async def known_sale(ledger: Ledger, sale: str) -> dict[str, Any]:
         return await ledger.sale(sale)
     except UnknownSale:
         names = [row["sale"] for row in await ledger.sales()]
-        remedy = "seckill ledger run writes them there"
+        remedy = (
+            "seckill ledger run writes them there, and of a sale that is fenced"
+            " seckill reconcile SALE --fix what it sells"
+        )
         if names:
             remedy = did_you_mean(sale, names[-20:])
         raise InvalidInput("SALE", f"the ledger has no sale {sale!r}", remedy) from None

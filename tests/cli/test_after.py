@@ -224,7 +224,8 @@ def test_remove(
     unknown = run_there("sale", "remove", sale)
     assert (unknown.code, unknown.out) == (2, "")
     assert unknown.err == (
-        f"seckill: SALE: the ledger has no sale '{sale}'; seckill ledger run writes them there\n"
+        f"seckill: SALE: the ledger has no sale '{sale}'; seckill ledger run writes them there,"
+        " and of a sale that is fenced seckill reconcile SALE --fix what it sells\n"
     )
     asyncio.run(drain())
     early = run_there("sale", "remove", sale)

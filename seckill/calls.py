@@ -55,7 +55,7 @@ class Calls:
         self._homes: dict[str, Home] = {}
         self.replicas = 0
         """How many must have what is answered."""
-        self.on_new_server: Callable[[str], None] = _nobody
+        self.on_new_server: Callable[..., None] = _nobody
         """Is told the sale's key when its server answered NEW_SERVER."""
 
     @property
@@ -106,9 +106,9 @@ class Calls:
         for pipe in list(self._pipes.values()):
             await pipe.let_go()
 
-    def met_new_server(self, key: str) -> None:
-        """A script answered NEW_SERVER."""
-        self.on_new_server(key)
+    def met_new_server(self, key: str, *, afresh: bool = True) -> None:
+        """A script answered NEW_SERVER. ``afresh`` is whether our connections may be to blame."""
+        self.on_new_server(key, afresh=afresh)
 
     async def open(
         self, url: str, durability: Durability, *, allow_unverified: bool
@@ -308,7 +308,7 @@ class _Pooled:
             leaving.reset(token)
 
 
-def _nobody(sale_key: str) -> None:
+def _nobody(_key: str, *, afresh: bool) -> None:
     """Nobody wants to know."""
 
 

@@ -96,7 +96,7 @@ class Told:
         those before it, as in lua/lib/sale.lua."""
         if server and self.teller not in ("", server):
             until = {name: int(kept) for name, kept in _UNTIL.findall(servers)}
-            seq = min(seq, until.get(self.teller, 0))
+            seq = min(seq, until.get(self.teller, max(until.values(), default=0)))
         return self.seq > seq
 
     def forget(self, made: str = "") -> None:

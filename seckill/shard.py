@@ -261,7 +261,7 @@ class Shard:
                 self.lane = lane
                 self.refusals.start()
                 # Whoever takes orders is of the crew from the first one on.
-                self._calls.met_new_server(self.keys[0])
+                self._calls.met_new_server(self.keys[0], afresh=False)
             return lane
         finally:
             del self._opening[work.verb]

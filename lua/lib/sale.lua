@@ -71,8 +71,8 @@ local function read_sale(caller, looks)
       return nil, STATUS.NEW_SERVER
     end
     if teller ~= '' then
-      local kept = kept_of(teller, redis.call('HGET', KEYS[1], 'servers') or '')
-      if known_seq > (kept or 0) then return nil, STATUS.NEW_SERVER end
+      local kept, last = kept_of(teller, redis.call('HGET', KEYS[1], 'servers') or '')
+      if known_seq > (kept or last) then return nil, STATUS.NEW_SERVER end
     end
   end
   return {

@@ -7,7 +7,7 @@ import pytest
 import redis
 
 from seckill.status import Status
-from tests.lua.crew import Crew
+from tests.lua.crew import Crew, Engine
 from tests.lua.test_roll_call import AFTER_THE_WAIT, HOUR_MS, calls_until_trusted, make_anew
 
 
@@ -20,6 +20,17 @@ LATE = (
     "behind: of what a server before this one did,"
     " events up to {} are here, events up to {} are known"
 )
+
+
+def comes_late(engine: Engine, way: str, kept: int) -> None:
+    """It fences the sale, which has no more than ``kept`` of what told it; an order of its own
+    changes nothing."""
+    sale = engine.crew
+    if way == "order":
+        before = sale.dump()
+        assert engine.order() is Status.NEW_SERVER
+        assert sale.dump() == before
+    assert engine.call() == (Status.FENCED, 0, "", 0, LATE.format(kept, engine.seq))
 
 
 @pytest.mark.parametrize("way", ["call", "order"])
@@ -38,11 +49,7 @@ def test_who_comes_after_others_have_sold_past_it_fences_it_all_the_same(
         sale.restart(f"again{number}")
         assert a.call().status is Status.DONE
         assert a.order() is Status.CREATED
-    if way == "order":
-        before = sale.dump()
-        assert b.order() is Status.NEW_SERVER
-        assert sale.dump() == before
-    assert b.call() == (Status.FENCED, 0, "", 0, LATE.format(kept, b.seq))
+    comes_late(b, way, kept)
     assert a.order() is Status.FENCED
 
 
@@ -105,11 +112,7 @@ def test_a_server_that_is_trusted_for_a_second_time(sale: Crew, way: str, others
         assert a.call().status is Status.DONE
     while sale.seq < b.seq + 5:
         assert a.order() is Status.CREATED
-    if way == "order":
-        before = sale.dump()
-        assert b.order() is Status.NEW_SERVER
-        assert sale.dump() == before
-    assert b.call() == (Status.FENCED, 0, "", 0, LATE.format(kept, b.seq))
+    comes_late(b, way, kept)
 
 
 def test_who_misses_nothing_of_the_first_time_is_welcome_in_the_second(sale: Crew) -> None:
